@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+#
+# tests/unit_ROOM_X.c   cmocka, linked with ROOM and the rooms below it (ROOM client: libarena.a)
+# tests/daemon_X.c      cmocka against a whole daemon; linked with tests/lib*.c and libarena
+# tests/X.sh            run as they are
+UNIT_NAMES := $(patsubst tests/%.c,%,$(wildcard tests/unit_*.c))
+UNIT_TESTS := $(UNIT_NAMES:%=$(B)/tests/%)
+room_of = $(word 2,$(subst _, ,$(1)))
+unit_libs = $(if $(filter client libclient,$(call room_of,$(1))),$(LIBARENA_A),$(call room_libs,$(call room_of,$(1))))
+
+define unit_rule
+$$(B)/tests/$(1): $$(B)/obj/tests/$(1).o $$(call unit_libs,$(1))
+	$$(call link,,-lcmocka $$(LIBS))
+endef
+$(foreach t,$(UNIT_NAMES),$(eval $(call unit_rule,$(t))))
+
+DAEMON_TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/daemon_*.c))
+TEST_HELPERS := $(patsubst tests/%.c,$(B)/obj/tests/%.o,$(wildcard tests/lib*.c))
+$(DAEMON_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELPERS) $(LIB_base) | $(LIBARENA_SO) \
+		$(ARENAD) $(ARENACTL)
+	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena -lcmocka)
+
+SHELL_TESTS := $(filter-out tests/run.sh tests/soak.sh,$(wildcard tests/*.sh))
