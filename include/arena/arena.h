@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * arena.h - the client interface of arenad.
+ *
+ * Shapes, flags and errors are those of POSIX and Linux: a pointer or MAP_FAILED, an int
+ * that is 0 or -1, and errno. What Linux's man page says of a call holds here unless the
+ * comment says otherwise. All calls are thread-safe. Memory returned lies in the client's
+ * window and is valid until unmapped, or until arena_close().
+ */
+#ifndef ARENA_ARENA_H
+#define ARENA_ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ARENA_VERSION_MAJOR 0
+#define ARENA_VERSION_MINOR 1
+#define ARENA_VERSION_PATCH 0
+
+typedef struct arena arena_t;
+
+/* How misses of the software TLB reach the library. */
+enum arena_trap {
+	ARENA_TRAP_AUTO,       /* the best this build and host allow */
+	ARENA_TRAP_SIGNAL,     /* SIGSEGV; see "limits of the signal trap" in docs/client.md */
+	ARENA_TRAP_USERFAULTFD /* not in this version: arena_open() fails with ENOTSUP */
+};
+
+struct arena_options {
+	size_t size;          /* sizeof(struct arena_options), so that the struct may grow */
+	const char *socket;   /* path; NULL: $ARENAD_SOCKET, else the default path, see README */
+	enum arena_trap trap; /* ARENA_TRAP_AUTO by default */
+	size_t window;        /* bytes of address space to reserve; 0: 16 TiB, less under RLIMIT_AS */
+};
+
+/*
+ * Connect to the daemon. `options` may be NULL. On success *out is a handle that the caller
+ * ends with arena_close(). -1 and errno: ENOENT or ECONNREFUSED no daemon at that socket,
+ * EACCES not permitted, EPROTO the daemon speaks another ABI, ENOTSUP the trap is not
+ * available, EINVAL options, ENOMEM.
+ */
+int arena_open(const struct arena_options *options, arena_t **out);
+
+/* Unmap everything, give all memory back and free the handle. NULL is allowed. */
+void arena_close(arena_t *a);
+
+/*
+ * mmap(2). Anonymous memory only: MAP_PRIVATE or MAP_SHARED with MAP_ANONYMOUS, and any of
+ * MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NORESERVE, MAP_STACK. `fd` must be -1
+ * and `off` 0. Addresses asked for must lie in the window (arena_window()). Errors: EINVAL
+ * (length 0, misaligned, both or neither of PRIVATE and SHARED), ENOMEM (no room, or too
+ * many mappings), EEXIST (NOREPLACE), EOVERFLOW, ENODEV (a file), ENOTSUP (a flag that this
+ * version does not serve).
+ */
+void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd, off_t off);
+/* munmap(2): any page range; holes are not an error. EINVAL misaligned, length 0 or outside. */
+int arena_munmap(arena_t *a, void *addr, size_t len);
+/* mprotect(2). ENOMEM where part of the range is not mapped (what comes before it is
+ * changed), EACCES where a read-only segment would become writable. */
+int arena_mprotect(arena_t *a, void *addr, size_t len, int prot);
+/* madvise(2): MADV_NORMAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTNEED, MADV_WILLNEED,
+ * MADV_RANDOM, MADV_SEQUENTIAL, MADV_POPULATE_READ, MADV_POPULATE_WRITE. EINVAL otherwise. */
+int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
+/* Fault the whole range in now, for reading (write = 0) or writing, as MADV_POPULATE_*.
+ * ENOMEM (not mapped, or out of memory), EFAULT (the mapping does not permit it). */
+int arena_populate(arena_t *a, void *addr, size_t len, int write);
+
+/*
+ * Named shared segments, as shm_open(3): a name "/x" or "x" of 1 to 255 bytes without
+ * further slashes, O_RDONLY or O_RDWR with O_CREAT, O_EXCL, O_TRUNC; `mode` less the umask.
+ * A segment lives until it is unlinked and the last mapping and handle are gone; unmapped
+ * and closed it keeps its contents while the daemon runs. Errors as shm_open(3): NULL and
+ * EACCES, EEXIST, ENOENT, EINVAL, ENAMETOOLONG, EMFILE, ENOMEM.
+ */
+typedef struct arena_shm arena_shm_t;
+arena_shm_t *arena_shm_open(arena_t *a, const char *name, int oflag, mode_t mode);
+/* ftruncate(2): pages beyond the end are freed, and touching them is a SIGBUS. EINVAL (a
+ * negative size, or opened O_RDONLY), EFBIG. */
+int arena_shm_truncate(arena_shm_t *s, off_t size);
+/*
+ * mmap(2) of the segment, MAP_SHARED. With addr NULL every client gets the segment's common
+ * address, so pointers stored in it work everywhere; a second mapping of it in one client,
+ * or a client whose address space has no room there, gets another address.
+ */
+void *arena_shm_mmap(arena_shm_t *s, void *addr, size_t len, int prot, int flags, off_t off);
+/* Drop the handle; mappings stay. NULL is allowed. */
+void arena_shm_close(arena_shm_t *s);
+/* Size in bytes, or -1. */
+off_t arena_shm_size(arena_shm_t *s);
+/* shm_unlink(3): the name goes at once, the memory with its last user. ENOENT, EACCES. */
+int arena_shm_unlink(arena_t *a, const char *name);
+
+/* gfp flags: where frames may come from and what may be done to get them. */
+enum arena_gfp {
+	ARENA_GFP_KERNEL = 0,           /* zone NORMAL and below */
+	ARENA_GFP_DMA = 1u << 0,        /* zone DMA only */
+	ARENA_GFP_HIGHMEM = 1u << 1,    /* zone HIGHMEM preferred */
+	ARENA_GFP_MOVABLE = 1u << 3,    /* from movable pageblocks */
+	ARENA_GFP_RECLAIMABLE = 1u << 4,
+	ARENA_GFP_ZERO = 1u << 8,       /* zeroed; frames of another owner always are */
+	ARENA_GFP_ATOMIC = 1u << 9,     /* may dip into the reserves, never waits */
+	ARENA_GFP_NOWARN = 1u << 13,    /* no failure report in the daemon's log */
+	ARENA_GFP_THISNODE = 1u << 21,  /* only this CPU's node */
+};
+#define ARENA_MAX_ORDER 10
+
+/*
+ * 2^order contiguous frames, mapped read-write at page_address(): neighbouring frames lie
+ * at neighbouring addresses. NULL and errno: ENOMEM, EINVAL (order above ARENA_MAX_ORDER or
+ * unknown flags). Owned by the caller until arena_free_pages() with the same order.
+ */
+void *arena_alloc_pages(arena_t *a, unsigned gfp, unsigned order);
+/* EINVAL: not the start of such an allocation, or another order. */
+int arena_free_pages(arena_t *a, void *addr, unsigned order);
+/* The frame behind an address, -1 if none is present. */
+int64_t arena_virt_to_pfn(arena_t *a, const void *addr);
+
+/*
+ * Any file of the tree, named like "proc/meminfo". Read copies at most `size` bytes from the
+ * start, as read(2), and returns how many; where there is room a NUL follows them, and a
+ * return of `size` means that there may be more. A directory lists its names, one a line. -1
+ * and errno: ENOENT, EACCES. Write sends one value, as `echo value >path`; EINVAL where the
+ * file does not take it.
+ */
+ssize_t arena_attr_read(arena_t *a, const char *path, char *buf, size_t size);
+int arena_attr_write(arena_t *a, const char *path, const char *value);
+
+/* Where the window lies in this process. */
+void arena_window(arena_t *a, void **base, size_t *size);
+/* One round trip that does nothing: what a call costs. 0, or -1 and errno. */
+int arena_null(arena_t *a);
+/* "0.1.0" */
+const char *arena_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
