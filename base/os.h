@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * os.h - the operating system behind one header. Rooms above call nothing of mmap, memfd,
+ * futex or pidfd themselves, so that tests can stand in for it at link time. All functions
+ * return 0 or a descriptor or a pointer, or -errno (pointers: NULL with *err set); all are
+ * async-signal-safe except those that say otherwise, because libclient calls them in traps.
+ * They use raw system calls where a sanitizer's or a preload's wrapper would stand between.
+ */
+#ifndef BASE_OS_H
+#define BASE_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* ---- files of memory ---- */
+
+/* A memfd of exactly `size` bytes, sealed against shrink, grow and further seals, mode 0400 (a
+ * peer of the same uid cannot reopen it writable by a plain open), close-on-exec. */
+int os_memfd(const char *name, uint64_t size);
+/* A second, read-only descriptor of the same file. */
+int os_reopen_readonly(int fd);
+/* Give the range back to the host: it reads as zeros afterwards. */
+int os_punch_hole(int fd, uint64_t offset, uint64_t len);
+/* Bytes of the file that the host has backed (st_blocks). */
+int os_file_backed(int fd, uint64_t *bytes);
+
+/* ---- mappings ---- */
+
+enum os_map_flags {
+	OS_MAP_WRITE = 1 << 0,
+	OS_MAP_HUGE = 1 << 1,     /* MADV_HUGEPAGE */
+	OS_MAP_POPULATE = 1 << 2,
+	OS_MAP_READ = 1 << 3,
+	OS_MAP_EXEC = 1 << 4,
+	OS_MAP_DONTFORK = 1 << 5,
+};
+
+/* Map a shared file anywhere; *out is page aligned, 2 MiB aligned if OS_MAP_HUGE. */
+int os_map(int fd, uint64_t offset, uint64_t len, unsigned flags, void **out);
+int os_unmap(void *addr, uint64_t len);
+/* Replace [addr, addr+len) by a shared mapping of the file (MAP_FIXED). */
+int os_map_fixed(void *addr, uint64_t len, int fd, uint64_t offset, unsigned flags);
+/* Reserve address space (PROT_NONE, MAP_NORESERVE, MADV_DONTFORK). `fixed`: replace what is there;
+ * else -EEXIST if [addr, addr+len) is not free. addr NULL: anywhere. */
+int os_reserve(void *addr, uint64_t len, bool fixed, void **out);
+int os_protect(void *addr, uint64_t len, unsigned flags);
+/* Have the host back [addr, addr+len) with zeroed memory now (MADV_POPULATE_WRITE). */
+int os_populate(void *addr, uint64_t len);
+int os_page_size(void);
+/* Is shmem_enabled at least advise, so that OS_MAP_HUGE mappings get hugepages? Not signal-safe. */
+bool os_hugepages_available(void);
+/* Bytes of memory the host can give without swapping (MemAvailable). Not signal-safe. */
+uint64_t os_memory_available(void);
+unsigned os_nr_cpus(void);
+unsigned os_current_cpu(void);
+uint64_t os_max_map_count(void); /* Not signal-safe. */
+
+/* ---- waiting ---- */
+
+/* Sleep while *word == expected; shared between processes. 0, -EAGAIN, -EINTR, -ETIMEDOUT.
+ * timeout_ns 0: for ever. */
+int os_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns);
+int os_futex_wake(uint32_t *word, int n);
+int os_eventfd(void);          /* non-blocking, close-on-exec */
+int os_eventfd_ring(int fd);   /* add 1; never blocks on a descriptor of our own */
+int os_eventfd_drain(int fd);
+
+/* ---- processes ---- */
+
+int os_pidfd_open(pid_t pid);
+bool os_pid_alive(int pidfd);
+/* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
+void os_thread_background(const char *name);
+
+#endif
