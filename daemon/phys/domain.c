@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * domain.c - who may see a frame: a file of the arena's size for each domain, and its life.
+ *
+ * A record's slot in the state is found by scanning from id % STATE_MAX_DOMAINS on, so that an id
+ * is looked up with one probe as a rule. Ids are never used again: the header's next_domain is
+ * raised before a record takes its id, and the record's kind, stored last, makes it live.
+ *
+ * A domain lives while it is referenced, has frames in use, or kzerod writes to its blocks. Then
+ * its free blocks go to domain 0, its record is freed, and its file with it.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "daemon/phys/internal.h"
+#include "daemon/sync/lock.h"
+
+static uint32_t slot_find_free(struct phys *p, uint32_t id)
+{
+	for (uint32_t i = 0; i < STATE_MAX_DOMAINS; i++) {
+		uint32_t slot = (id + i) % STATE_MAX_DOMAINS;
+
+		if (!p->domains[slot])
+			return slot;
+	}
+	return UINT32_MAX;
+}
+
+static struct domain *domain_new(struct phys *p, enum domain_kind kind, uint32_t owner)
+{
+	struct domain *d = mem_alloc(sizeof(*d) + p->nr_zones * sizeof(d->zone[0]));
+
+	if (!d)
+		return NULL;
+	d->phys = p;
+	d->kind = kind;
+	d->owner = owner;
+	d->fd = -1;
+	d->refs = 1;
+	return d;
+}
+
+static void domain_release(struct domain *d)
+{
+	struct phys *p = d->phys;
+
+	for (unsigned i = 0; i < p->nr_zones; i++) {
+		if (!d->zone[i])
+			continue;
+		for (unsigned cpu = 0; cpu < p->nr_cpus; cpu++)
+			free(d->zone[i]->pcp[cpu]);
+		free(d->zone[i]);
+	}
+	if (d->map)
+		os_unmap(d->map, p->nr_frames << ARENA_PAGE_SHIFT);
+	if (d->fd >= 0)
+		close(d->fd);
+	free(d);
+}
+
+static void domain_store_record(struct state *s, const struct domain *d)
+{
+	struct domain_record *rec = &s->domains[d->slot];
+
+	truth_store(&rec->id, d->id);
+	truth_store(&rec->owner, d->owner);
+	truth_store(&rec->kind, d->kind);
+}
+
+int domain_init_daemon(struct phys *p)
+{
+	struct domain *d = domain_new(p, DOMAIN_DAEMON, 0);
+
+	if (!d)
+		return ARENA_E_NO_MEMORY;
+	p->domains[0] = d;
+	for (unsigned n = 0; n < p->nr_nodes; n++)
+		for (unsigned t = 0; t < NR_ZONE_TYPES; t++)
+			if (!domain_zone(d, &p->node[n].zone[t]))
+				return ARENA_E_NO_MEMORY;
+	domain_store_record(p->state, d);
+	return 0;
+}
+
+int domain_create(struct phys *p, enum domain_kind kind, uint32_t owner, struct domain **out)
+{
+	uint64_t size = p->nr_frames << ARENA_PAGE_SHIFT;
+	unsigned flags = OS_MAP_READ | OS_MAP_WRITE | (p->hugepages ? OS_MAP_HUGE : 0);
+	struct domain *d;
+	char name[32];
+	void *map;
+	int r;
+
+	CONTROL_THREAD();
+	if (kind <= DOMAIN_DAEMON || kind > DOMAIN_PROCESS)
+		return ARENA_E_INVALID;
+	if (p->state->header->next_domain == UINT32_MAX)
+		return ARENA_E_NO_MEMORY;
+	d = domain_new(p, kind, owner);
+	if (!d)
+		return ARENA_E_NO_MEMORY;
+	d->id = p->state->header->next_domain;
+	d->slot = slot_find_free(p, d->id);
+	if (d->slot == UINT32_MAX) {
+		domain_release(d);
+		return ARENA_E_NO_MEMORY;
+	}
+	snprintf(name, sizeof(name), "arena:%u", d->id);
+	d->fd = r = os_memfd(name, size);
+	if (r >= 0)
+		r = os_map(d->fd, 0, size, flags, &map);
+	if (r < 0) {
+		domain_release(d);
+		return r;
+	}
+	d->map = map;
+	truth_store(&p->state->header->next_domain, d->id + 1);
+	domain_store_record(p->state, d);
+	p->domains[d->slot] = d;
+	TAILQ_INSERT_TAIL(&p->live, d, link);
+	*out = d;
+	return 0;
+}
+
+struct domain *domain_find(struct phys *p, enum domain_kind kind, uint32_t owner)
+{
+	struct domain *d;
+
+	TAILQ_FOREACH(d, &p->live, link)
+		if (d->kind == kind && d->owner == owner && d->refs)
+			return domain_get(d);
+	return NULL;
+}
+
+struct domain *domain_get(struct domain *d)
+{
+	d->refs++;
+	return d;
+}
+
+struct domain *domain_put(struct domain *d)
+{
+	if (!d)
+		return NULL;
+	BUG_ON(!d->refs);
+	if (--d->refs)
+		return NULL;
+	if (d->active) {
+		d->active = false;
+		d->phys->nr_active--;
+	}
+	domain_try_end(d);
+	return NULL;
+}
+
+/* The file goes away with the domain, so that a block the host does not take back is lost to the
+ * host only until the last client lets go of the file. */
+static void domain_return_blocks(struct domain *d)
+{
+	struct phys *p = d->phys;
+
+	drain_pages(p, d);
+	for (unsigned i = 0; i < p->nr_zones; i++) {
+		struct domain_zone *dz = d->zone[i];
+
+		if (!dz)
+			continue;
+		for (unsigned o = PAGEBLOCK_ORDER; o < NR_ORDERS; o++)
+			for (unsigned t = 0; t < NR_MIGRATETYPES; t++)
+				for (unsigned c = 0; c < NR_CONTENTS; c++)
+					while (dz->list[o][t][c].count) {
+						pfn_t pfn = dz->list[o][t][c].head;
+
+						buddy_del(p, pfn);
+						if (block_give_back(p, pfn, o, c))
+							continue;
+						log_warning("domain %u: the host did not take back "
+							    "block %u",
+							    d->id, pfn);
+						BUG_ON(!block_give_back(p, pfn, o, CONTENT_HOLE));
+					}
+	}
+	BUG_ON(d->nr_blocks);
+}
+
+void domain_try_end(struct domain *d)
+{
+	struct phys *p = d->phys;
+
+	if (d->refs || d->nr_used || d->nr_isolated)
+		return;
+	domain_return_blocks(d);
+	truth_store(&p->state->domains[d->slot].kind, DOMAIN_FREE);
+	kzerod_forget(d);
+	if (p->uncache_next == d)
+		p->uncache_next = TAILQ_NEXT(d, link);
+	TAILQ_REMOVE(&p->live, d, link);
+	p->domains[d->slot] = NULL;
+	domain_release(d);
+}
+
+void domain_destroy_all(struct phys *p)
+{
+	struct domain *d;
+
+	while ((d = TAILQ_FIRST(&p->live))) {
+		TAILQ_REMOVE(&p->live, d, link);
+		domain_release(d);
+	}
+	if (p->domains[0])
+		domain_release(p->domains[0]);
+}
+
+struct domain_zone *domain_zone(struct domain *d, const struct zone *z)
+{
+	struct domain_zone *dz = d->zone[z->index];
+
+	if (likely(dz))
+		return dz;
+	dz = mem_alloc(sizeof(*dz) + d->phys->nr_cpus * sizeof(dz->pcp[0]));
+	if (!dz)
+		return NULL;
+	dz->next_claim = PFN_NONE;
+	d->zone[z->index] = dz;
+	return dz;
+}
+
+uint32_t domain_id(const struct domain *d)
+{
+	return d->id;
+}
+
+struct domain *domain_by_id(struct phys *p, uint32_t id)
+{
+	for (uint32_t i = 0; i < STATE_MAX_DOMAINS; i++) {
+		struct domain *d = p->domains[(id + i) % STATE_MAX_DOMAINS];
+
+		if (d && d->id == id)
+			return d;
+	}
+	return NULL;
+}
+
+int domain_fd(const struct domain *d)
+{
+	return d->fd;
+}
+
+void *domain_address(const struct domain *d, pfn_t pfn)
+{
+	return d->map + ((uint64_t)pfn << ARENA_PAGE_SHIFT);
+}
+
+uint64_t domain_used_pages(const struct domain *d)
+{
+	return d->nr_used;
+}
+
+uint64_t domain_owned_blocks(const struct domain *d)
+{
+	return d->nr_blocks;
+}
+
+struct domain *pfn_domain(struct phys *p, pfn_t pfn)
+{
+	struct domain *d;
+
+	if (pfn >= p->nr_frames)
+		return NULL;
+	d = block_owner(p, pfn);
+	return d == p->domains[0] ? NULL : d;
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * kzerod.c - free blocks are zeroed in the background, so that a fault rarely waits for it.
+ *
+ * The control thread sets a batch of blocks aside (off their lists, PG_ISOLATED, still counted
+ * free) and queues it; the worker writes zeros, or has the host back a hole; the control thread
+ * puts the blocks on the zeroed lists, in ascending order, and sets the next batch aside. While a
+ * batch is under way its domain cannot end and its blocks cannot be given to anybody.
+ *
+ * A domain becomes a candidate when its lists of order >= 9 change, and stops being one when its
+ * pool is full or has nothing left to zero; without candidates and batches kzerod sleeps.
+ */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/os.h"
+#include "daemon/phys/internal.h"
+#include "daemon/sync/lock.h"
+
+void kzerod_note(struct domain *d)
+{
+	if (d->kz_queued)
+		return;
+	d->kz_queued = true;
+	TAILQ_INSERT_TAIL(&d->phys->kz.candidates, d, kz_link);
+}
+
+void kzerod_forget(struct domain *d)
+{
+	if (!d->kz_queued)
+		return;
+	d->kz_queued = false;
+	TAILQ_REMOVE(&d->phys->kz.candidates, d, kz_link);
+}
+
+static void kz_run(struct work *w)
+{
+	struct kz_batch *b = container_of(w, struct kz_batch, work);
+
+	for (unsigned i = 0; i < b->nr; i++) {
+		struct kz_block *k = &b->block[i];
+		char *addr = b->map + ((uint64_t)k->pfn << ARENA_PAGE_SHIFT);
+		uint64_t size = (UINT64_C(1) << k->order) << ARENA_PAGE_SHIFT;
+
+		if (k->hole)
+			k->failed = os_populate(addr, size) < 0;
+		else
+			memset(addr, 0, size);
+	}
+}
+
+/* Pages that the domain's pool should hold. */
+static uint64_t pool_target(const struct phys *p)
+{
+	uint64_t pool = state_tunable(p->state, TUNABLE_ZERO_POOL_KBYTES) / 4;
+	uint64_t share = phys_free_pages(p) * 3 / 4 / MAX(p->nr_active, 1u);
+
+	return MIN(pool, share);
+}
+
+static void isolate(struct phys *p, struct kz_batch *b, pfn_t pfn)
+{
+	struct page *page = &p->mem_map[pfn];
+	struct zone_private *zp = zone_private(page_zone(p, page));
+	unsigned order = page_order(page);
+	enum content c = buddy_del(p, pfn);
+
+	b->block[b->nr++] =
+		(struct kz_block){.pfn = pfn, .order = (uint8_t)order, .hole = c == CONTENT_HOLE};
+	if (c == CONTENT_HOLE)
+		block_mark(p, pfn, order, PB_BACKED);
+	page_set_free_flags(page, PG_ISOLATED, order);
+	zp->isolated_blocks[order][pfn_block(p, pfn)->migratetype]++;
+	b->domain->nr_isolated += UINT64_C(1) << order;
+}
+
+/* Set blocks of one content aside, as far as the batch and `need` pages go. */
+static void gather(struct phys *p, struct kz_batch *b, const struct zone *z, enum content c,
+		   uint64_t *need)
+{
+	struct domain_zone *dz = b->domain->zone[z->index];
+
+	for (unsigned o = PAGEBLOCK_ORDER; dz && o < NR_ORDERS; o++) {
+		for (unsigned t = 0; t < NR_PCP_TYPES; t++) {
+			struct free_list *l = &dz->list[o][t][c];
+
+			while (l->count && b->nr < KZ_BATCH_BLOCKS && *need >= UINT64_C(1) << o) {
+				*need -= UINT64_C(1) << o;
+				isolate(p, b, l->head);
+			}
+		}
+	}
+}
+
+/* User memory comes from HIGHMEM, or from what a node has instead. */
+static bool zone_for_users(const struct phys *p, const struct zone *z)
+{
+	return z->type == ZONE_HIGHMEM || !p->node[z->node].zone[ZONE_HIGHMEM].managed;
+}
+
+static void gather_unowned(struct phys *p, struct kz_batch *b, struct zone *z, uint64_t *need)
+{
+	while (b->nr < KZ_BATCH_BLOCKS && *need >= PAGEBLOCK_PAGES) {
+		if (p->nr_unowned <= p->managed / 4 + PAGEBLOCK_PAGES ||
+		    !block_claim(p, b->domain, z, PAGEBLOCK_ORDER, MIGRATE_MOVABLE, PFN_NONE))
+			return;
+		gather(p, b, z, CONTENT_HOLE, need);
+	}
+}
+
+static bool fill_batch(struct phys *p, struct kz_batch *b, struct domain *d)
+{
+	uint64_t target = pool_target(p), have = d->zeroed_block_pages + d->nr_isolated;
+	bool holes = clock_now() >= p->kz.populate_after;
+	struct zone **zonelist = p->node[p->cpu_node[d->last_cpu % NUMA_MAX_CPUS]].zonelist;
+	uint64_t need = target > have ? target - have : 0;
+
+	b->domain = d;
+	b->map = d->map;
+	for (struct zone **z = zonelist; *z; z++)
+		gather(p, b, *z, CONTENT_DIRTY, &need);
+	for (struct zone **z = zonelist; holes && *z; z++)
+		gather(p, b, *z, CONTENT_HOLE, &need);
+	for (struct zone **z = zonelist; holes && d->active && *z; z++)
+		if (zone_for_users(p, *z))
+			gather_unowned(p, b, *z, &need);
+	return b->nr;
+}
+
+static void start_batches(struct phys *p)
+{
+	struct domain *d;
+
+	for (unsigned i = 0; i < KZ_BATCHES; i++) {
+		struct kz_batch *b = &p->kz.batch[i];
+
+		if (b->nr)
+			continue;
+		while ((d = TAILQ_FIRST(&p->kz.candidates))) {
+			bool found = d->refs && fill_batch(p, b, d);
+
+			kzerod_forget(d);
+			if (!found)
+				continue;
+			b->work.run = kz_run;
+			workqueue_queue(p->kz.queue, &b->work);
+			kzerod_note(d);
+			break;
+		}
+	}
+}
+
+static void put_back(struct phys *p, const struct kz_block *k)
+{
+	struct page *page = &p->mem_map[k->pfn];
+	struct zone_private *zp = zone_private(page_zone(p, page));
+	struct domain *d = block_owner(p, k->pfn);
+	enum content c = CONTENT_ZEROED;
+
+	zp->isolated_blocks[k->order][pfn_block(p, k->pfn)->migratetype]--;
+	d->nr_isolated -= UINT64_C(1) << k->order;
+	page_set_free_flags(page, 0, 0);
+	if (k->failed) {
+		block_unback(p, k->pfn, k->order);
+		c = block_content(p, k->pfn);
+		p->kz.populate_after = clock_now() + NSEC_PER_SEC;
+		log_info("kzerod: the host has no memory to back free blocks with");
+	} else {
+		state_event(p->state, EV_ARENA_ZEROED_BACKGROUND, UINT64_C(1) << k->order);
+	}
+	buddy_free(p, k->pfn, k->order, c);
+}
+
+void kzerod_take_back(struct phys *p)
+{
+	struct work *w, *next;
+
+	if (!p->kz.queue)
+		return;
+	for (w = workqueue_completed(p->kz.queue); w; w = next) {
+		struct kz_batch *b = container_of(w, struct kz_batch, work);
+
+		next = w->next;
+		for (unsigned i = 0; i < b->nr; i++)
+			put_back(p, &b->block[i]);
+		b->nr = 0;
+		domain_try_end(b->domain);
+	}
+}
+
+void kzerod_wait(struct phys *p)
+{
+	if (!p->kz.queue || !workqueue_pending(p->kz.queue))
+		return;
+	workqueue_flush(p->kz.queue);
+	kzerod_take_back(p);
+}
+
+void kzerod_collect(struct phys *p)
+{
+	CONTROL_THREAD();
+	if (!p->kz.queue)
+		return;
+	if (workqueue_pending(p->kz.queue))
+		kzerod_take_back(p);
+	if (!TAILQ_EMPTY(&p->kz.candidates))
+		start_batches(p);
+}
+
+int kzerod_start(struct phys *p)
+{
+	int r;
+
+	if (p->kz.queue)
+		return 0;
+	r = workqueue_create("kzerod", &p->kz.queue);
+	if (r)
+		return r;
+	kzerod_collect(p);
+	return 0;
+}
+
+void kzerod_stop(struct phys *p)
+{
+	kzerod_wait(p);
+	p->kz.queue = workqueue_destroy(p->kz.queue);
+}
+
+int kzerod_eventfd(const struct phys *p)
+{
+	return p->kz.queue ? workqueue_eventfd(p->kz.queue) : -1;
+}
+
+bool kzerod_idle(struct phys *p)
+{
+	return !p->kz.queue || (!workqueue_pending(p->kz.queue) && TAILQ_EMPTY(&p->kz.candidates));
+}
+
+uint64_t kzerod_cpu_time(struct phys *p)
+{
+	return p->kz.queue ? workqueue_cpu_time(p->kz.queue) : 0;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * state.h - the `state` file: what the daemon must not forget.
+ *
+ *     0          +--------------------------------+
+ *                | struct state_header            |  region table, boot parameters
+ *     region[0]  +--------------------------------+
+ *                | counters       (uint64_t each) |
+ *                | tunables       (uint64_t each) |
+ *                | domains        struct domain_record
+ *                | objects        struct object_record
+ *                | mms            struct mm_record|
+ *                | sections       struct section_record
+ *                | pageblocks     struct pageblock|
+ *                | mem_map        struct page     |  32 bytes a frame, sparse
+ *                +--------------------------------+
+ *
+ * The file is sparse: a section that was never used has no mem_map memory behind it. All
+ * writes go through base/truth.h. All fields belong to the control thread.
+ */
+#ifndef PHYS_STATE_H
+#define PHYS_STATE_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef uint32_t pfn_t;
+#define PFN_NONE UINT32_MAX
+
+#define STATE_MAGIC UINT64_C(0x317473616e657261) /* "arenast1" */
+#define STATE_VERSION 1u
+
+enum state_region {
+	STATE_COUNTERS,
+	STATE_TUNABLES,
+	STATE_DOMAINS,
+	STATE_OBJECTS,
+	STATE_MMS,
+	STATE_SECTIONS,
+	STATE_PAGEBLOCKS,
+	STATE_MEM_MAP,
+	NR_STATE_REGIONS
+};
+
+struct state_header {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t nr_nodes;
+	uint64_t nr_frames;    /* pfns are below this */
+	uint64_t section_pages;
+	struct {
+		uint64_t offset, size;
+	} region[NR_STATE_REGIONS];
+	uint32_t next_domain, next_object, next_mm; /* ids are never used twice */
+	uint32_t reserved;
+};
+static_assert(sizeof(struct state_header) <= 4096, "state header");
+
+/* ---- struct page: the truth about one frame ------------------------------------------- */
+
+enum zone_type { ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, NR_ZONE_TYPES };
+
+/*
+ *  31                    12 11   8 7      2 1    0
+ * +------------------------+------+--------+------+
+ * |        PG_* bits       |order |  node  | zone |
+ * +------------------------+------+--------+------+
+ */
+#define PG_ZONE_MASK 0x3u
+#define PG_NODE_SHIFT 2
+#define PG_NODE_MASK 0x3fu
+#define PG_ORDER_SHIFT 8
+#define PG_ORDER_MASK 0xfu
+#define PG_BUDDY (1u << 12)    /* head of a free block on a free list; index */
+#define PG_PCP (1u << 13)      /* on a per-CPU list; index */
+#define PG_ZEROED (1u << 14)   /* free, and known to hold zeros; index */
+#define PG_RESERVED (1u << 15) /* never given to the buddy */
+#define PG_ANON (1u << 16)     /* mapping: mm id; index: (address - window base) >> 12 */
+#define PG_OBJECT (1u << 17)   /* mapping: object id; index: page of the object */
+#define PG_KERNEL (1u << 18)   /* arena_alloc_pages(); mapping: mm id */
+#define PG_LIMBO (1u << 19)    /* taken from an entry; a client may still have it mapped */
+#define PG_HOLE (1u << 20)     /* handed out unbacked: the host zeroes it at the first touch */
+#define PG_ISOLATED (1u << 21) /* set aside by kzerod or offlining; index */
+#define PG_OWNER (PG_ANON | PG_OBJECT | PG_KERNEL)
+
+/*
+ * A frame with refcount 0 is free, or inside a block whose head says what it is: only the head
+ * of an allocated or free block is written, so taking a 2 MiB block touches one struct page.
+ */
+struct page {
+	uint32_t flags;
+	uint32_t refcount; /* written last when a block is claimed, first when it is freed */
+	uint32_t mapcount; /* entries that point here */
+	uint32_t mapping;
+	uint32_t index;
+	uint32_t lru_next, lru_prev; /* list links as pfns; index */
+	uint32_t private_;
+};
+static_assert(sizeof(struct page) == 32, "struct page");
+
+enum migratetype {
+	MIGRATE_UNMOVABLE,
+	MIGRATE_MOVABLE,
+	MIGRATE_RECLAIMABLE,
+	MIGRATE_HIGHATOMIC,
+	MIGRATE_CMA,
+	MIGRATE_ISOLATE,
+	NR_MIGRATETYPES
+};
+
+#define PAGEBLOCK_ORDER 9
+#define PAGEBLOCK_PAGES (1u << PAGEBLOCK_ORDER)
+#define MAX_ORDER 10
+#define NR_ORDERS (MAX_ORDER + 1)
+
+#define PB_BACKED (1u << 0) /* the host may have memory behind this block in its domain's file */
+
+struct pageblock {
+	uint32_t domain; /* owner; 0: nobody's, not in any client's file */
+	uint8_t migratetype;
+	uint8_t flags;
+	uint16_t reserved;
+};
+static_assert(sizeof(struct pageblock) == 8, "pageblock");
+
+enum section_state { SECTION_ABSENT, SECTION_OFFLINE, SECTION_ONLINE };
+
+struct section_record {
+	uint8_t state; /* enum section_state */
+	uint8_t initialised; /* its mem_map entries are filled in */
+	uint8_t node, reserved;
+};
+
+enum domain_kind { DOMAIN_FREE, DOMAIN_DAEMON, DOMAIN_UID, DOMAIN_SEGMENT, DOMAIN_PROCESS };
+
+struct domain_record {
+	uint32_t id;
+	uint32_t kind; /* enum domain_kind; the record's truth */
+	uint32_t owner; /* uid, or mm id */
+	uint32_t reserved;
+};
+
+#define STATE_MAX_DOMAINS 16384u
+#define STATE_MAX_OBJECTS 65536u
+#define STATE_MAX_MMS 16384u
+
+/* A segment or shared anonymous object. */
+struct object_record {
+	uint32_t id;
+	uint32_t kind; /* 0: free; enum object_kind of daemon/virt; the record's truth */
+	uint32_t domain;
+	uint32_t uid, gid, mode;
+	uint32_t unlinked;
+	uint32_t slot_hint;
+	uint64_t size;    /* bytes */
+	uint64_t address; /* common address in all clients */
+	uint64_t span;    /* bytes of address space set aside at `address` */
+	char name[256];
+};
+
+struct mm_record {
+	uint32_t id;
+	uint32_t state; /* 0: free, 1: live */
+	uint32_t pid, uid, gid;
+	uint32_t domain;
+	uint64_t start_time;
+	char comm[32];
+};
+
+struct state {
+	int fd;
+	void *base;
+	uint64_t size;
+	struct state_header *header;
+	struct page *mem_map;
+	struct pageblock *pageblocks;
+	struct section_record *sections;
+	struct domain_record *domains;
+	struct object_record *objects;
+	struct mm_record *mms;
+	uint64_t *counters; /* enum event_item */
+	uint64_t *tunables; /* enum tunable */
+};
+
+struct state_params {
+	uint64_t nr_frames;
+	uint64_t section_pages;
+	uint32_t nr_nodes;
+};
+
+/* A new state file with defaults in its tunables. 0, -errno. */
+int state_create(const struct state_params *params, struct state *s);
+void state_close(struct state *s);
+bool state_is_valid(const struct state *s);
+
+enum zone_item {
+#define ZONE_ITEM(name, text) name,
+#include "arena/counters.def"
+	NR_ZONE_ITEMS
+};
+enum numa_item {
+#define NUMA_ITEM(name, text) name,
+#include "arena/counters.def"
+	NR_NUMA_ITEMS
+};
+enum node_item {
+#define NODE_ITEM(name, text) name,
+#include "arena/counters.def"
+	NR_NODE_ITEMS
+};
+enum event_item {
+#define EVENT(name, text) EV_##name,
+#define PER_ZONE_EVENT(name, text) EV_##name##_DMA, EV_##name##_NORMAL, EV_##name##_HIGHMEM,
+#define ARENA_EVENT(name, text) EV_##name,
+#include "arena/counters.def"
+	NR_EVENTS
+};
+enum tunable {
+#define TUNABLE(name, path, def, min, max, text) TUNABLE_##name,
+#include "arena/tunables.def"
+#undef TUNABLE
+	NR_TUNABLES
+};
+
+static inline void state_event(struct state *s, enum event_item item, uint64_t n)
+{
+	s->counters[item] += n;
+}
+
+static inline uint64_t state_tunable(const struct state *s, enum tunable t)
+{
+	return s->tunables[t];
+}
+
+#endif
