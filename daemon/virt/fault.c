@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fault.c - page faults: what a client asks for when its entry is absent or forbids the access.
+ *
+ * Anonymous memory gets a zeroed 2 MiB leaf where one fits, single frames elsewhere; objects get
+ * their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
+ * fault that continues a sequential pattern fills ahead: twice as much as the last one did, up to
+ * fill_ahead_leaves, taking only memory that is ready (zeroed, or a hole that the host zeroes at
+ * the touch), in contiguous frames, so that the client maps all of it in one call.
+ *
+ * A frame is claimed in mem_map before its entry is stored, so a crash between them leaves a
+ * claimed frame that nothing points to, which recovery frees.
+ */
+#include <signal.h>
+
+#include "daemon/virt/internal.h"
+
+/* One fault's state. */
+struct fault {
+	struct mm *mm;
+	struct vma *vma;
+	uint64_t addr; /* page aligned */
+	uint32_t access;
+	unsigned cpu;
+	struct fault_refusal *refusal;
+};
+
+static int refuse(struct fault *f, int signo, int code)
+{
+	f->refusal->signo = signo;
+	f->refusal->code = code;
+	return 0;
+}
+
+static uint64_t vma_pgoff(const struct vma *vma, uint64_t addr)
+{
+	return vma->pgoff + ((addr - vma->start) >> ARENA_PAGE_SHIFT);
+}
+
+static uint32_t anon_index(const struct mm *mm, uint64_t addr)
+{
+	return (uint32_t)((addr - mm->header->window_base) >> ARENA_PAGE_SHIFT);
+}
+
+static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn_t hint, unsigned gfp,
+		       struct alloc_result *out)
+{
+	const struct vma *vma = f->vma;
+	struct object *o = vma->object;
+	struct alloc_request rq = {
+		.domain = o ? o->domain : f->mm->domain,
+		.gfp = gfp | GFP_USER_MOVABLE | ARENA_GFP_ZERO,
+		.order = order,
+		.cpu = f->cpu,
+		.hint = hint,
+		.owner = o ? PG_OBJECT : PG_ANON,
+		.mapping = o ? o->id : f->mm->id,
+		.index = o ? (uint32_t)vma_pgoff(vma, addr) : anon_index(f->mm, addr),
+	};
+
+	return alloc_pages(f->mm->virt->phys, &rq, out);
+}
+
+/* May the 2 MiB around addr be one leaf of this VMA? Nothing may be there yet. */
+static bool leaf_possible(const struct vma *vma, uint64_t addr)
+{
+	uint64_t base = addr & ARENA_LEAF_MASK;
+	struct pte_ref ref;
+
+	if (base < vma->start || base + ARENA_LEAF_SIZE > vma->end || (vma->flags & VM_NOHUGEPAGE))
+		return false;
+	if (vma->object && (vma_pgoff(vma, base) % ARENA_LEAF_PAGES ||
+			    !object_leaf_fits(vma->object, vma_pgoff(vma, base) / ARENA_LEAF_PAGES)))
+		return false;
+	return !pgtable_lookup(vma->mm, base, &ref) && ref.level >= 1;
+}
+
+/* Map a frame the caller holds a reference of; the reference goes with it. */
+static int install(const struct fault *f, uint64_t addr, pfn_t pfn, bool leaf, bool hole, bool ahead)
+{
+	struct pte_ref ref;
+	int r = pgtable_get(f->mm, addr, leaf ? 1 : 0, &ref);
+
+	if (r)
+		return r;
+	map_frame(f->vma, &ref, pfn,
+		  vma_entry(f->vma, pfn, leaf, hole, ahead, f->vma->object != NULL));
+	return 0;
+}
+
+/* ---- making new frames ---------------------------------------------------------------------------- */
+
+/* A new frame (or leaf) for addr, entered in the object if there is one, and mapped. */
+static int make_frame(const struct fault *f, uint64_t addr, bool leaf, pfn_t hint, unsigned gfp,
+		      bool ahead, pfn_t *out)
+{
+	struct phys *p = f->mm->virt->phys;
+	struct object *o = f->vma->object;
+	struct alloc_result got;
+	int r;
+
+	r = frame_alloc(f, addr, leaf ? ARENA_LEAF_ORDER : 0, hint, gfp, &got);
+	if (r)
+		return r;
+	if (o) {
+		r = object_add_frame(o, vma_pgoff(f->vma, addr), got.pfn, leaf);
+		if (r) {
+			put_page(p, got.pfn);
+			return r;
+		}
+		get_page(p, got.pfn);
+	}
+	r = install(f, addr, got.pfn, leaf, got.hole, ahead);
+	if (r) {
+		/* An object keeps its frame without the entry; anonymous memory gives it back. */
+		put_page(p, got.pfn);
+		return r;
+	}
+	*out = got.pfn;
+	return 0;
+}
+
+static uint32_t window_next(struct vma *vma, uint64_t addr, uint64_t max)
+{
+	uint32_t w = 1;
+
+	if (vma->flags & VM_RAND_READ)
+		return 1;
+	if (addr == vma->ahead_next && vma->ahead_window)
+		w = (uint32_t)MIN((uint64_t)vma->ahead_window * 2, MAX(max, UINT64_C(1)));
+	else if (vma->flags & VM_SEQ_READ)
+		w = (uint32_t)MIN(UINT64_C(4), MAX(max, UINT64_C(1)));
+	return w;
+}
+
+static int fill_leaves(const struct fault *f)
+{
+	struct vma *vma = f->vma;
+	struct state *s = f->mm->virt->state;
+	uint64_t addr = f->addr & ARENA_LEAF_MASK;
+	uint32_t n = window_next(vma, addr, state_tunable(s, TUNABLE_FILL_AHEAD_LEAVES)), i;
+	pfn_t pfn = PFN_NONE;
+	int r;
+
+	r = make_frame(f, addr, true, PFN_NONE, GFP_HOLE_OK | ARENA_GFP_NOWARN, false, &pfn);
+	if (r) {
+		if (r == ARENA_E_NO_MEMORY)
+			state_event(s, EV_THP_FAULT_FALLBACK, 1);
+		return r;
+	}
+	state_event(s, EV_THP_FAULT_ALLOC, 1);
+	for (i = 1; i < n; i++) {
+		uint64_t next = addr + i * ARENA_LEAF_SIZE;
+		struct chunk *chunk = NULL;
+
+		if (!leaf_possible(vma, next))
+			break;
+		/* Even one single frame of the object there rules a leaf out. */
+		if (vma->object)
+			object_frame(vma->object, vma_pgoff(vma, next), &chunk);
+		if (chunk)
+			break;
+		if (make_frame(f, next, true, pfn + ARENA_LEAF_PAGES,
+			       GFP_HOLE_OK | GFP_READY_ONLY | ARENA_GFP_NOWARN, true, &pfn))
+			break;
+		state_event(s, EV_ARENA_FILL_AHEAD, ARENA_LEAF_PAGES);
+	}
+	vma->ahead_next = addr + i * ARENA_LEAF_SIZE;
+	vma->ahead_window = i;
+	return 0;
+}
+
+static bool entry_empty(struct mm *mm, uint64_t addr)
+{
+	struct pte_ref ref;
+
+	return !pgtable_lookup(mm, addr, &ref) || !*ref.entry;
+}
+
+/*
+ * Single frames. Where leaves were not turned off, a fault takes its aligned neighbourhood of up to
+ * fill_ahead_pages too: kernel mappings are scarce in the client (vm.max_map_count).
+ */
+static int fill_pages(const struct fault *f)
+{
+	struct vma *vma = f->vma;
+	struct state *s = f->mm->virt->state;
+	uint64_t max = state_tunable(s, TUNABLE_FILL_AHEAD_PAGES), end, addr;
+	uint32_t n = window_next(vma, f->addr, max), filled = 1;
+	pfn_t pfn = PFN_NONE;
+	struct chunk *chunk;
+	int r;
+
+	if (!(vma->flags & (VM_NOHUGEPAGE | VM_RAND_READ)))
+		n = (uint32_t)MAX(max, UINT64_C(1));
+	r = make_frame(f, f->addr, false, PFN_NONE, 0, false, &pfn);
+	if (r)
+		return r;
+	end = MIN(vma->end, (f->addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE);
+	if (vma->object) {
+		uint64_t size = ALIGN_UP(vma->object->size, ARENA_PAGE_SIZE);
+
+		end = MIN(end, f->addr + size - (vma_pgoff(vma, f->addr) << ARENA_PAGE_SHIFT));
+	}
+	for (addr = f->addr + ARENA_PAGE_SIZE; filled < n && addr < end; addr += ARENA_PAGE_SIZE) {
+		if (!entry_empty(f->mm, addr) ||
+		    (vma->object &&
+		     object_frame(vma->object, vma_pgoff(vma, addr), &chunk) != PFN_NONE))
+			break;
+		if (make_frame(f, addr, false, pfn + 1, ARENA_GFP_NOWARN, true, &pfn))
+			break;
+		filled++;
+	}
+	state_event(s, EV_ARENA_FILL_AHEAD, filled - 1);
+	vma->ahead_next = f->addr + filled * ARENA_PAGE_SIZE;
+	vma->ahead_window = filled;
+	return 0;
+}
+
+/* ---- objects ------------------------------------------------------------------------------------------ */
+
+#define MAP_AROUND_PAGES 16
+#define MAP_AROUND_LEAVES 8u
+
+static int map_object_leaf(const struct fault *f, uint64_t addr, pfn_t leaf, bool ahead)
+{
+	struct phys *p = f->mm->virt->phys;
+	int r;
+
+	get_page(p, leaf);
+	r = install(f, addr, leaf, true, pfn_to_page(p, leaf)->flags & PG_HOLE, ahead);
+	if (r)
+		put_page(p, leaf);
+	return r;
+}
+
+/* Leaves that are there already cost nothing to map ahead but their entries. */
+static int map_object_leaves(const struct fault *f, pfn_t leaf)
+{
+	struct vma *vma = f->vma;
+	struct state *s = f->mm->virt->state;
+	uint64_t base = f->addr & ARENA_LEAF_MASK;
+	uint32_t n = window_next(vma, base, state_tunable(s, TUNABLE_FILL_AHEAD_LEAVES)), i;
+	struct chunk *chunk;
+	int r = map_object_leaf(f, base, leaf, false);
+
+	if (r)
+		return r;
+	if (!(vma->flags & VM_RAND_READ))
+		n = MAX(n, MAP_AROUND_LEAVES);
+	for (i = 1; i < n; i++) {
+		uint64_t addr = base + i * ARENA_LEAF_SIZE;
+
+		if (!leaf_possible(vma, addr) ||
+		    object_frame(vma->object, vma_pgoff(vma, addr), &chunk) == PFN_NONE ||
+		    chunk->leaf == PFN_NONE || map_object_leaf(f, addr, chunk->leaf, true))
+			break;
+	}
+	vma->ahead_next = base + i * ARENA_LEAF_SIZE;
+	vma->ahead_window = i;
+	return 0;
+}
+
+/* Map frames the object has already, from f->addr on: a leaf if it can be one, else some pages. */
+static int map_object_frames(const struct fault *f, struct chunk *chunk)
+{
+	struct vma *vma = f->vma;
+	struct phys *p = f->mm->virt->phys;
+	uint64_t addr = f->addr;
+	unsigned i;
+	int r;
+
+	if (chunk->leaf != PFN_NONE && leaf_possible(vma, f->addr))
+		return map_object_leaves(f, chunk->leaf);
+	for (i = 0; i < MAP_AROUND_PAGES && addr < vma->end; i++, addr += ARENA_PAGE_SIZE) {
+		uint64_t pgoff = vma_pgoff(vma, addr);
+		pfn_t pfn;
+
+		if (pgoff >= (vma->object->size + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT ||
+		    pgoff / ARENA_LEAF_PAGES != chunk->index || !entry_empty(f->mm, addr))
+			break;
+		pfn = object_frame(vma->object, pgoff, &chunk);
+		if (pfn == PFN_NONE)
+			break;
+		get_page(p, frame_head(f->mm->virt, pfn));
+		r = install(f, addr, pfn, false, false, i > 0);
+		if (r) {
+			put_page(p, frame_head(f->mm->virt, pfn));
+			return i ? 0 : r;
+		}
+	}
+	return 0;
+}
+
+/* A private mapping's first write to a page of its object: copy it. */
+static int copy_on_write(struct fault *f, pfn_t from)
+{
+	struct virt *v = f->mm->virt;
+	struct vma *vma = f->vma;
+	struct alloc_request rq = {
+		.domain = f->mm->domain,
+		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO,
+		.cpu = f->cpu,
+		.hint = PFN_NONE,
+		.owner = PG_ANON,
+		.mapping = f->mm->id,
+		.index = anon_index(f->mm, f->addr),
+	};
+	struct alloc_result got;
+	struct pte_ref ref;
+	uint64_t entry;
+	int r = alloc_pages(v->phys, &rq, &got);
+
+	if (r)
+		return r;
+	memcpy(domain_address(f->mm->domain, got.pfn), domain_address(vma->object->domain, from),
+	       ARENA_PAGE_SIZE);
+	entry = vma_entry(vma, got.pfn, false, false, false, false);
+	if (pgtable_lookup(f->mm, f->addr, &ref) && *ref.entry) {
+		r = ref.level ? pgtable_split_leaf(f->mm, &ref, f->addr) : 0;
+		if (!r)
+			r = limbo_reserve(f->mm, 1 + ARENA_TABLE_LEVELS);
+		if (r) {
+			put_page(v->phys, got.pfn);
+			return r;
+		}
+		remap_entry(f->mm, &ref, got.pfn, entry);
+		flush_post(f->mm, ARENA_FLUSH_UNMAP, f->addr, f->addr + ARENA_PAGE_SIZE);
+		return 0;
+	}
+	r = pgtable_get(f->mm, f->addr, 0, &ref);
+	if (r) {
+		put_page(v->phys, got.pfn);
+		return r;
+	}
+	map_frame(vma, &ref, got.pfn, entry);
+	return 0;
+}
+
+static int object_fault(struct fault *f)
+{
+	struct vma *vma = f->vma;
+	uint64_t pgoff = vma_pgoff(vma, f->addr);
+	struct chunk *chunk;
+	pfn_t pfn;
+	bool cow = f->access == PROT_WRITE && !(vma->flags & VM_SHARED);
+	int r;
+
+	if (pgoff >= (vma->object->size + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT)
+		return refuse(f, SIGBUS, BUS_ADRERR);
+	pfn = object_frame(vma->object, pgoff, &chunk);
+	if (pfn == PFN_NONE) {
+		if (!chunk && leaf_possible(vma, f->addr))
+			r = fill_leaves(f);
+		else
+			r = ARENA_E_NO_MEMORY;
+		/* A leaf that could not be mapped may be the object's all the same. */
+		pfn = object_frame(vma->object, pgoff, &chunk);
+		if (r == ARENA_E_NO_MEMORY && pfn == PFN_NONE) {
+			r = fill_pages(f);
+			pfn = object_frame(vma->object, pgoff, &chunk);
+		}
+		if (r || !cow)
+			return r;
+	}
+	if (cow)
+		return copy_on_write(f, pfn);
+	return map_object_frames(f, chunk);
+}
+
+static int anon_fault(struct fault *f)
+{
+	int r = ARENA_E_NO_MEMORY;
+
+	if (leaf_possible(f->vma, f->addr))
+		r = fill_leaves(f);
+	if (r == ARENA_E_NO_MEMORY)
+		r = fill_pages(f);
+	return r;
+}
+
+/* ---- entry ------------------------------------------------------------------------------------------------ */
+
+static bool entry_permits(uint64_t entry, uint32_t access)
+{
+	uint64_t need = ARENA_PTE_PRESENT;
+
+	need |= access == PROT_WRITE ? ARENA_PTE_WRITE :
+		access == PROT_EXEC  ? ARENA_PTE_EXEC :
+				       ARENA_PTE_READ;
+	return (entry & need) == need;
+}
+
+static bool vma_permits(const struct vma *vma, uint32_t access)
+{
+	uint32_t prot = vma->prot;
+
+	/* As on x86: what may be written or executed may be read. */
+	if (access == PROT_READ)
+		return prot & (PROT_READ | PROT_WRITE | PROT_EXEC);
+	return prot & access;
+}
+
+static int fault_resolve(struct fault *f)
+{
+	struct vma *vma = vma_find(f->mm, f->addr);
+	struct pte_ref ref;
+	bool present;
+
+	if (!vma || vma->start > f->addr)
+		return refuse(f, SIGSEGV, SEGV_MAPERR);
+	if (!vma_permits(vma, f->access))
+		return refuse(f, SIGSEGV, SEGV_ACCERR);
+	f->vma = vma;
+	present = pgtable_lookup(f->mm, f->addr, &ref) && *ref.entry;
+	if (present && entry_permits(*ref.entry, f->access))
+		return 0;
+	if (vma->flags & VM_DIRECT)
+		return refuse(f, SIGSEGV, SEGV_MAPERR);
+	if (vma->object)
+		return object_fault(f);
+	BUG_ON(present); /* private anonymous entries always permit what the VMA does */
+	return anon_fault(f);
+}
+
+int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+	     struct fault_refusal *refusal)
+{
+	struct fault f = {
+		.mm = mm,
+		.addr = addr & ARENA_PAGE_MASK,
+		.access = access,
+		.cpu = cpu,
+		.refusal = refusal,
+	};
+	int r;
+
+	CONTROL_THREAD();
+	*refusal = (struct fault_refusal){ 0 };
+	if (access != PROT_READ && access != PROT_WRITE && access != PROT_EXEC)
+		return ARENA_E_INVALID;
+	mm->faults++;
+	state_event(mm->virt->state, EV_PGFAULT, 1);
+	r = fault_resolve(&f);
+	/* Linux would kill somebody for memory here; the program hears of it as of a bad disk. */
+	if (r == ARENA_E_NO_MEMORY)
+		return refuse(&f, SIGBUS, BUS_ADRERR);
+	return r;
+}
+
+/* ---- populate ----------------------------------------------------------------------------------------------- */
+
+#define POPULATE_FAULTS 64
+#define POPULATE_LOOKS 65536 /* at entries that are there already */
+
+int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+		uint64_t *next)
+{
+	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
+	unsigned faults = 0, looks;
+
+	CONTROL_THREAD();
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (len && (!range_ok(addr, len) || end < addr)))
+		return ARENA_E_INVALID;
+	/* The walk ignores what an address has above its 48th bit. */
+	if (len && addr >= mm->header->window_base + mm->header->window_size)
+		return ARENA_E_NOT_MAPPED;
+	for (looks = 0; addr < end && faults < POPULATE_FAULTS && looks < POPULATE_LOOKS; looks++) {
+		struct fault_refusal refusal = { 0 };
+		struct fault f = {
+			.mm = mm,
+			.addr = addr,
+			.access = write ? PROT_WRITE : PROT_READ,
+			.cpu = cpu,
+			.refusal = &refusal,
+		};
+		struct pte_ref ref;
+		int r;
+
+		if (!pgtable_lookup(mm, addr, &ref) || !entry_permits(*ref.entry, f.access)) {
+			r = fault_resolve(&f);
+			if (r)
+				return r;
+			if (refusal.signo)
+				return refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV ?
+					       ARENA_E_NOT_MAPPED :
+					       ARENA_E_FAULT;
+			faults++;
+			/* Skip what this fault filled ahead: the next look finds it present. */
+		}
+		if (!pgtable_lookup(mm, addr, &ref))
+			return ARENA_E_NO_MEMORY;
+		addr = ref.level ? (addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE :
+				   addr + ARENA_PAGE_SIZE;
+	}
+	*next = MIN(addr, end);
+	return 0;
+}

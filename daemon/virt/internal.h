@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * internal.h - the structures of the virt room.
+ *
+ *   struct virt ---- mms (list) ---- struct mm ---- vmas (red-black tree by address)
+ *        |                             |   |              |
+ *        |                             |   +- page tables |   (mm file: truth)
+ *        |                             +- limbo, slots    |
+ *        +---- objects (hash by id, by name) <------------+
+ *                   +- chunks (hash by 2 MiB index) -> frames
+ */
+#ifndef VIRT_INTERNAL_H
+#define VIRT_INTERNAL_H
+
+#include <sys/mman.h>
+#include <bsd/sys/queue.h>
+#include <bsd/sys/tree.h>
+
+/* No allocation of an index may end the daemon: uthash reports instead of exiting. */
+#define HASH_NONFATAL_OOM 1
+#define uthash_nonfatal_oom(elt) ((elt)->hash_failed = true)
+#define uthash_malloc(size) mem_alloc(size)
+#define uthash_free(p, size) free(p)
+#include <uthash.h>
+
+#include "arena/arena.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "base/truth.h"
+#include "base/util.h"
+#include "daemon/sync/lock.h"
+#include "daemon/virt/virt.h"
+
+/* ---- VMAs ------------------------------------------------------------------------------------ */
+
+#define VM_SHARED (1u << 0)
+#define VM_MAYWRITE (1u << 1)   /* mprotect may add PROT_WRITE */
+#define VM_HUGEPAGE (1u << 2)
+#define VM_NOHUGEPAGE (1u << 3)
+#define VM_DIRECT (1u << 4)     /* the direct map of arena_alloc_pages() */
+#define VM_SEQ_READ (1u << 5)
+#define VM_RAND_READ (1u << 6)
+#define VM_NORESERVE (1u << 7)
+
+struct vma {
+	RB_ENTRY(vma) node;
+	LIST_ENTRY(vma) in_object;
+	struct mm *mm;
+	uint64_t start, end;
+	uint32_t flags, prot;
+	uint64_t pgoff;
+	struct object *object; /* NULL: private anonymous */
+	uint32_t slot;         /* arena descriptor its frames are mapped from */
+	uint32_t record;       /* index of its record in the mm file */
+	uint64_t ahead_next;   /* a fault here continues a sequential pattern */
+	uint32_t ahead_window; /* leaves (or pages) the last such fault installed */
+};
+RB_HEAD(vma_tree, vma);
+LIST_HEAD(vma_list, vma);
+
+/* ---- page tables --------------------------------------------------------------------------------- */
+
+#define TABLE_NONE UINT32_MAX
+struct table_info {
+	uint32_t parent;
+	uint16_t index; /* in the parent */
+	uint16_t used;  /* entries that are not zero */
+	uint8_t level;  /* 3: root */
+};
+
+/* Where an entry is. */
+struct pte_ref {
+	uint64_t *entry;
+	uint32_t table;
+	unsigned level;
+	unsigned index;
+};
+
+/* ---- limbo ---------------------------------------------------------------------------------------- */
+
+enum limbo_kind { LIMBO_FRAME, LIMBO_TABLE };
+struct limbo_item {
+	uint64_t seq;    /* may go when this flush is acknowledged */
+	uint32_t number; /* pfn of a head, or table */
+	uint16_t kind;
+	uint16_t pages; /* that the entry mapped; 0 of a table */
+};
+struct limbo {
+	struct limbo_item *ring;
+	uint32_t capacity; /* power of two, or 0 */
+	uint32_t head, count;
+	uint64_t pages; /* sum over the items */
+};
+
+struct flush_waiter {
+	struct flush_waiter *next;    /* of the same wait */
+	TAILQ_ENTRY(flush_waiter) in_mm;
+	struct flush_wait *wait;
+	struct mm *mm;
+	uint64_t seq;
+};
+TAILQ_HEAD(flush_waiter_list, flush_waiter);
+
+/* ---- slots ------------------------------------------------------------------------------------------ */
+
+struct slot {
+	struct domain *domain; /* NULL: free; a reference is held */
+	bool readonly;
+	uint32_t users; /* handles and VMAs */
+};
+
+#define MM_MAX_HANDLES 65536u
+struct handle {
+	struct object *object; /* NULL: free */
+	uint32_t slot;
+	bool writable;
+};
+
+/* ---- mm ------------------------------------------------------------------------------------------------ */
+
+struct mm {
+	struct virt *virt;
+	LIST_ENTRY(mm) link;
+	struct mm_record *record;
+	uint32_t id;
+	int file, channel_file;
+	uint8_t *base; /* the mm file */
+	struct arena_mm_header *header;
+	struct arena_vma_record *records;
+	struct arena_channel_header *channel;
+	struct arena_flush_entry *flush_ring;
+	struct domain *domain;
+
+	struct vma_tree vmas;
+	uint32_t nr_vmas;
+	uint32_t *free_records; /* stack of record slots below record_top that are free */
+	uint32_t nr_free_records, cap_free_records, record_top;
+	uint64_t search_from, cached_hole; /* get_unmapped_area */
+
+	struct table_info *tables;
+	uint32_t cap_tables, nr_live_tables;
+	uint32_t *free_tables;
+	uint32_t nr_free_tables, cap_free_tables;
+
+	struct limbo limbo;
+	uint64_t posted, acked;
+	struct flush_waiter_list waiters;
+	bool process_domain;
+	bool dying; /* the client maps nothing any more: nothing waits in limbo */
+
+	struct slot *slots;
+	uint32_t nr_slots;
+	struct handle *handles;
+	uint32_t nr_handles;
+
+	uint64_t rss_anon, rss_shmem, leaves, direct_pages, total_vm, faults;
+};
+LIST_HEAD(mm_list, mm);
+
+/* ---- objects ------------------------------------------------------------------------------------------- */
+
+enum object_kind { OBJECT_FREE, OBJECT_SEGMENT, OBJECT_ANON };
+
+/* 2 MiB of an object: one leaf, or single frames. */
+struct chunk {
+	uint64_t index;
+	pfn_t leaf;   /* PFN_NONE: single frames */
+	pfn_t *pages; /* [512], PFN_NONE where absent; NULL with a leaf */
+	uint32_t nr;  /* present among pages */
+	bool hash_failed;
+	UT_hash_handle hh;
+};
+
+struct object {
+	struct virt *virt;
+	struct object_record *record;
+	uint32_t id;
+	enum object_kind kind;
+	bool readonly_slots; /* in a domain of its own: a read-only open gets a read-only file */
+	struct domain *domain;
+	uint64_t size; /* bytes */
+	uint64_t nr_pages;
+	unsigned nr_handles, nr_vmas;
+	struct vma_list vmas;
+	struct chunk *chunks;
+	bool hash_failed;
+	UT_hash_handle by_name;
+	LIST_ENTRY(object) link;
+};
+LIST_HEAD(object_list, object);
+
+struct virt {
+	struct phys *phys;
+	struct state *state;
+	struct mm_list mms;
+	uint32_t nr_mms;
+	struct object_list objects;
+	struct object *names;
+	uint32_t object_cursor; /* next record slot to try */
+	uint64_t limbo_pages;
+	uint32_t nr_pending; /* mms with something in limbo or waiters */
+};
+
+/* ---- pgtable.c ---- */
+
+int pgtable_init(struct mm *mm);
+void pgtable_free_index(struct mm *mm);
+uint64_t *pgtable_entries(const struct mm *mm, uint32_t table);
+/* The entry that maps addr: a leaf (level 1) or level 0. False: a table on the way is missing; *ref
+ * then says at which level. */
+bool pgtable_lookup(const struct mm *mm, uint64_t addr, struct pte_ref *ref);
+/* The entry of addr at `level` (0 or 1), tables made as needed. At level 0 a leaf must not be in the way
+ * (BUG_ON). At level 1 the entry may be a table. ARENA_E_NO_MEMORY. */
+int pgtable_get(struct mm *mm, uint64_t addr, unsigned level, struct pte_ref *ref);
+/* Store an entry where none was, replace one, take one away. Taking the last entry of a table
+ * takes the table out too (to limbo). */
+void pte_install(struct mm *mm, const struct pte_ref *ref, uint64_t value);
+void pte_switch(struct mm *mm, const struct pte_ref *ref, uint64_t value);
+void pte_clear(struct mm *mm, const struct pte_ref *ref);
+void pgtable_release(struct mm *mm, uint32_t table); /* out of limbo: free for use */
+/* Replace a leaf by a table of 512 entries of the same frames. ARENA_E_NO_MEMORY. */
+int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr);
+
+/*
+ * Calls fn for every present entry that maps something of [start, end), in order; fn may clear or
+ * switch it. addr is the first address the entry maps. Stops at a non-zero return.
+ */
+typedef int (*pte_visitor)(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg);
+int pgtable_walk(struct mm *mm, uint64_t start, uint64_t end, pte_visitor fn, void *arg);
+
+/* ---- vma.c ---- */
+
+RB_PROTOTYPE(vma_tree, vma, node, vma_compare)
+struct vma_template {
+	uint64_t start, end, pgoff;
+	uint32_t flags, prot, slot;
+	struct object *object;
+};
+struct vma *vma_find(const struct mm *mm, uint64_t addr); /* first with end > addr */
+struct vma *vma_next(struct vma *v);
+struct vma *vma_prev(struct vma *v);
+/* A new VMA, merged with its neighbours where they are alike. */
+int vma_insert(struct mm *mm, const struct vma_template *t);
+/* Cut v at addr (inside it); v keeps the lower part. */
+int vma_split(struct vma *v, uint64_t addr);
+void vma_set_access(struct vma *v, uint32_t flags, uint32_t prot);
+/* Join v with its neighbours where they are alike; returns the VMA that holds v's range. */
+struct vma *vma_merge(struct vma *v);
+void vma_remove(struct vma *v); /* its entries are gone already */
+/* Cut so that [start, end) begins and ends at VMA borders. */
+int vma_isolate(struct mm *mm, uint64_t start, uint64_t end);
+void vma_free_all(struct mm *mm);
+uint32_t vma_map_flags_object(const struct vma *v);
+
+/* ---- area.c ---- */
+
+int area_find(struct mm *mm, uint64_t len, uint64_t hint, uint64_t *out);
+void area_freed(struct mm *mm, uint64_t start, uint64_t end);
+bool area_is_free(const struct mm *mm, uint64_t start, uint64_t end);
+
+/* ---- rmap.c: what an entry does to its frame's counts ---- */
+
+pfn_t frame_head(const struct virt *v, pfn_t pfn);
+/* Entry value for a frame in a VMA. A private mapping of an object's frame never permits writing. */
+uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead, bool of_object);
+/* Install an entry that takes over a reference of the frame's head. */
+void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+/* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
+ * caller posts the flush. */
+void unmap_entry(struct mm *mm, struct pte_ref *ref);
+/* Replace an entry by one of another frame, whose reference it takes over, in one store; the old
+ * frame's goes to limbo. The caller reserved room there and posts the flush. */
+void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+/* Split the leaf that addr cuts, if one does. */
+int split_leaf_at(struct mm *mm, uint64_t addr);
+/* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
+int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- flush.c ---- */
+
+int limbo_reserve(struct mm *mm, uint32_t n); /* room for n more items */
+void limbo_add(struct mm *mm, enum limbo_kind kind, uint32_t number, unsigned pages);
+void flush_post(struct mm *mm, enum arena_flush_op op, uint64_t start, uint64_t end);
+/* Add to *w a wait for everything posted to mm so far. Without memory for it: no wait. */
+void flush_wait_add(struct flush_wait *w, struct mm *mm);
+void flush_drop_all(struct mm *mm); /* the mm is dying */
+
+/* ---- slot.c ---- */
+
+int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, bool *is_new);
+void slot_use(struct mm *mm, uint32_t slot);
+void slot_unuse(struct mm *mm, uint32_t slot);
+void slot_free_all(struct mm *mm);
+
+/* ---- object.c ---- */
+
+int object_create(struct virt *v, enum object_kind kind, struct domain *d, const char *name,
+		  const struct credentials *cred, uint32_t mode, struct object **out);
+struct object *object_by_name(struct virt *v, const char *name);
+/* Ends the object when nothing refers to it any more (and, with a name, it is unlinked). */
+void object_release(struct object *o);
+/* The frame of a page of the object, PFN_NONE if absent; *chunk as found. */
+pfn_t object_frame(struct object *o, uint64_t pgoff, struct chunk **chunk);
+int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf);
+int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait);
+bool object_leaf_fits(const struct object *o, uint64_t chunk_index);
+
+/* ---- segment.c ---- */
+struct handle *mm_handle(const struct mm *mm, uint32_t handle);
+void mm_close_handles(struct mm *mm);
+void object_place(struct object *o, uint64_t len); /* give it a common address if it has none */
+
+/* ---- pages.c ---- */
+bool direct_contains(const struct mm *mm, uint64_t start, uint64_t end);
+
+static inline bool range_ok(uint64_t addr, uint64_t len)
+{
+	return len && addr + len > addr;
+}
+
+static inline bool window_contains(const struct mm *mm, uint64_t start, uint64_t end)
+{
+	return start >= mm->header->window_base && end > start &&
+	       end <= mm->header->window_base + mm->header->window_size;
+}
+
+static inline bool vma_alike(const struct vma *a, const struct vma *b)
+{
+	return a->flags == b->flags && a->prot == b->prot && a->object == b->object &&
+	       a->slot == b->slot && a->end == b->start &&
+	       a->pgoff + ((a->end - a->start) >> ARENA_PAGE_SHIFT) == b->pgoff;
+}
+
+#endif

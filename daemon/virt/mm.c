@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mm.c - address spaces: making one with its two files, its layout, its end.
+ *
+ * Layout of a window of size S at W:
+ *
+ *   W            segments, bottom-up, the same in every client
+ *   W + S/4      heap (brk), bottom-up
+ *   W + 3S/8     direct map of arena_alloc_pages(), as large as the arena, if it fits by 5S/8
+ *   ...          mappings, top-down from W + S - S/64
+ *   W + S - S/64 left for stacks
+ */
+#include <errno.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "daemon/virt/internal.h"
+
+int virt_create(struct phys *p, struct virt **out)
+{
+	struct virt *v = mem_alloc(sizeof(*v));
+
+	if (!v)
+		return ARENA_E_NO_MEMORY;
+	v->phys = p;
+	v->state = phys_state(p);
+	LIST_INIT(&v->mms);
+	LIST_INIT(&v->objects);
+	*out = v;
+	return 0;
+}
+
+struct virt *virt_destroy(struct virt *v)
+{
+	struct object *o, *next;
+
+	if (!v)
+		return NULL;
+	BUG_ON(!LIST_EMPTY(&v->mms));
+	for (o = LIST_FIRST(&v->objects); o; o = next) {
+		next = LIST_NEXT(o, link);
+		if (!o->record->unlinked) {
+			HASH_DELETE(by_name, v->names, o);
+			o->record->unlinked = 1;
+		}
+		object_release(o);
+	}
+	free(v);
+	return NULL;
+}
+
+struct phys *virt_phys(struct virt *v)
+{
+	return v->phys;
+}
+
+/* ---- making ------------------------------------------------------------------------------------------ */
+
+static void layout(struct arena_mm_header *h, const struct mm_params *p, uint64_t nr_frames)
+{
+	uint64_t w = p->window_base, s = p->window_size, arena = nr_frames << ARENA_PAGE_SHIFT;
+	uint64_t direct = ALIGN_UP(w + s / 8 * 3, ARENA_LEAF_SIZE);
+
+	h->window_base = w;
+	h->window_size = s;
+	/* Elsewhere the common addresses mean nothing. */
+	h->segment_base = w == ARENA_WINDOW_BASE ? w : w + s / 4;
+	h->segment_end = w + s / 4;
+	h->start_brk = h->brk = w + s / 4;
+	h->brk_limit = w + s / 8 * 3;
+	h->mmap_floor = direct;
+	if (arena <= s / 4) {
+		h->direct_base = direct;
+		h->mmap_floor = ALIGN_UP(direct + arena, ARENA_LEAF_SIZE) + ARENA_LEAF_SIZE;
+	}
+	h->mmap_base = ALIGN_DOWN(w + s - s / 64, ARENA_LEAF_SIZE);
+	h->arena_frames = nr_frames;
+}
+
+static int files_open(struct mm *mm)
+{
+	char name[32];
+	void *at;
+	int r;
+
+	snprintf(name, sizeof(name), "mm:%u", mm->id);
+	mm->file = os_memfd(name, ARENA_MM_FILE_SIZE);
+	if (mm->file < 0)
+		return mm->file;
+	snprintf(name, sizeof(name), "channel:%u", mm->id);
+	mm->channel_file = os_memfd(name, ARENA_CHANNEL_SIZE);
+	if (mm->channel_file < 0)
+		return mm->channel_file;
+	r = os_map(mm->file, 0, ARENA_MM_FILE_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
+	if (r)
+		return r;
+	mm->base = at;
+	mm->header = at;
+	mm->records = (struct arena_vma_record *)(void *)(mm->base + ARENA_MM_VMAS_OFFSET);
+	r = os_map(mm->channel_file, 0, ARENA_CHANNEL_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
+	if (r)
+		return r;
+	mm->channel = at;
+	mm->flush_ring = (struct arena_flush_entry *)(void *)((uint8_t *)at + ARENA_CHANNEL_FLUSH);
+	mm->channel->abi_major = ARENA_ABI_MAJOR;
+	mm->channel->abi_minor = ARENA_ABI_MINOR;
+	mm->channel->magic = ARENA_CHANNEL_MAGIC;
+	return 0;
+}
+
+static int header_write(struct mm *mm, const struct mm_params *p)
+{
+	struct arena_mm_header h = {
+		.abi_major = ARENA_ABI_MAJOR,
+		.abi_minor = ARENA_ABI_MINOR,
+		.mm_id = mm->id,
+	};
+
+	layout(&h, p, phys_nr_frames(mm->virt->phys));
+	if (getrandom(h.token, sizeof(h.token), 0) != sizeof(h.token))
+		return -EIO;
+	truth_fill(mm->header, &h, sizeof(h));
+	truth_store(&mm->header->magic, ARENA_MM_MAGIC);
+	mm->search_from = h.mmap_base;
+	return 0;
+}
+
+static struct mm_record *record_find(struct state *s)
+{
+	uint32_t i;
+
+	for (i = 0; i < STATE_MAX_MMS; i++)
+		if (!s->mms[i].state)
+			return &s->mms[i];
+	return NULL;
+}
+
+static int record_write(struct mm *mm, const struct mm_params *p)
+{
+	struct state *s = mm->virt->state;
+	struct mm_record r = {
+		.id = mm->id,
+		.pid = (uint32_t)p->cred->pid,
+		.uid = p->cred->uid,
+		.gid = p->cred->gid,
+		.domain = domain_id(mm->domain),
+	};
+
+	mm->record = record_find(s);
+	if (!mm->record)
+		return ARENA_E_TOO_MANY;
+	snprintf(r.comm, sizeof(r.comm), "%s", p->comm ? p->comm : "");
+	truth_fill(mm->record, &r, sizeof(r));
+	truth_store(&mm->record->state, 1u);
+	return 0;
+}
+
+static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id, struct domain **out)
+{
+	if (p->process_domain)
+		return domain_create(v->phys, DOMAIN_PROCESS, mm_id, out);
+	*out = domain_find(v->phys, DOMAIN_UID, p->cred->uid);
+	return *out ? 0 : domain_create(v->phys, DOMAIN_UID, p->cred->uid, out);
+}
+
+static bool window_ok(const struct mm_params *p)
+{
+	return IS_ALIGNED(p->window_base, ARENA_WINDOW_ALIGN) &&
+	       IS_ALIGNED(p->window_size, ARENA_WINDOW_ALIGN) &&
+	       p->window_size >= ARENA_WINDOW_SIZE_MIN &&
+	       /* a frame's index in its mm is 32 bits */
+	       p->window_size <= ARENA_PAGE_SIZE << 32 && p->window_base &&
+	       p->window_base < UINT64_C(1) << 47 &&
+	       p->window_base + p->window_size <= UINT64_C(1) << 47;
+}
+
+int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
+{
+	struct mm *mm;
+	uint32_t slot;
+	bool is_new;
+	int r;
+
+	CONTROL_THREAD();
+	if (!window_ok(p))
+		return ARENA_E_INVALID;
+	mm = mem_alloc(sizeof(*mm));
+	if (!mm)
+		return ARENA_E_NO_MEMORY;
+	mm->virt = v;
+	mm->file = mm->channel_file = -1;
+	mm->process_domain = p->process_domain;
+	RB_INIT(&mm->vmas);
+	TAILQ_INIT(&mm->waiters);
+	mm->id = v->state->header->next_mm;
+	truth_store(&v->state->header->next_mm, mm->id + 1);
+	LIST_INSERT_HEAD(&v->mms, mm, link);
+	v->nr_mms++;
+	r = files_open(mm);
+	if (!r)
+		r = header_write(mm, p);
+	if (!r)
+		r = pgtable_init(mm);
+	if (!r)
+		r = domain_for(v, p, mm->id, &mm->domain);
+	if (!r)
+		r = slot_get(mm, mm->domain, false, &slot, &is_new);
+	if (!r) {
+		slot_use(mm, slot);
+		r = record_write(mm, p);
+	}
+	if (r) {
+		mm_destroy(mm);
+		return r;
+	}
+	*out = mm;
+	return 0;
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------- */
+
+static int drop_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg __unused_)
+{
+	unmap_entry(mm, ref);
+	return 0;
+}
+
+/* The client's own counts outlive it in the events. */
+static void keep_counts(struct mm *mm)
+{
+	struct state *s = mm->virt->state;
+
+	state_event(s, EV_ARENA_REFILL, load_relaxed(&mm->channel->refills));
+	state_event(s, EV_ARENA_AHEAD_HIT, load_relaxed(&mm->channel->ahead_hits));
+	state_event(s, EV_ARENA_EVICTION, load_relaxed(&mm->channel->evictions));
+}
+
+struct mm *mm_destroy(struct mm *mm)
+{
+	struct virt *v;
+
+	if (!mm)
+		return NULL;
+	CONTROL_THREAD();
+	v = mm->virt;
+	if (mm->channel) {
+		keep_counts(mm);
+		flush_drop_all(mm);
+	}
+	mm->dying = true;
+	if (mm->tables)
+		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, NULL);
+	vma_free_all(mm);
+	mm_close_handles(mm);
+	if (mm->record)
+		truth_store(&mm->record->state, 0u);
+	slot_free_all(mm);
+	pgtable_free_index(mm);
+	if (mm->domain)
+		drain_pages(v->phys, mm->domain);
+	domain_put(mm->domain);
+	if (mm->channel)
+		os_unmap(mm->channel, ARENA_CHANNEL_SIZE);
+	if (mm->base)
+		os_unmap(mm->base, ARENA_MM_FILE_SIZE);
+	if (mm->file >= 0)
+		close(mm->file);
+	if (mm->channel_file >= 0)
+		close(mm->channel_file);
+	LIST_REMOVE(mm, link);
+	v->nr_mms--;
+	free(mm);
+	return NULL;
+}

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mmap.c - mmap, munmap, mprotect, madvise: arguments checked as Linux checks them, VMAs cut and
+ * joined, entries changed, the client's TLB told.
+ *
+ * Order, so that a crash leaves something whole: entries go before the VMA that permits them; a VMA
+ * comes before its entries. A call cut short by a crash is repeated by the client and finds part of
+ * its work done.
+ */
+#include "daemon/virt/internal.h"
+
+#define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
+#define MAP_FLAGS_UNSUPPORTED (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB | MAP_32BIT)
+
+/* [addr, addr + len) rounded up to pages, inside the window and outside the direct map. */
+static int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_t *end)
+{
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || !range_ok(addr, len))
+		return ARENA_E_INVALID;
+	*end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
+	if (*end <= addr || !window_contains(mm, addr, *end))
+		return ARENA_E_INVALID;
+	return direct_contains(mm, addr, *end) ? ARENA_E_INVALID : 0;
+}
+
+/* ---- munmap ------------------------------------------------------------------------------------------ */
+
+static int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end)
+{
+	bool any;
+	int r = zap_range(mm, start, end, &any);
+
+	if (any)
+		flush_post(mm, ARENA_FLUSH_UNMAP, start, end);
+	return r;
+}
+
+static int unmap_range(struct mm *mm, uint64_t start, uint64_t end)
+{
+	struct vma *v = vma_find(mm, start), *next;
+	int r;
+
+	if (!v || v->start >= end)
+		return 0;
+	r = vma_isolate(mm, start, end);
+	if (!r)
+		r = zap_and_flush(mm, start, end);
+	if (r)
+		return r;
+	for (v = vma_find(mm, start); v && v->start < end; v = next) {
+		next = vma_next(v);
+		vma_remove(v);
+	}
+	area_freed(mm, start, end);
+	return 0;
+}
+
+int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	uint64_t end;
+	int r = range_check(mm, addr, len, &end);
+
+	CONTROL_THREAD();
+	return r ? r : unmap_range(mm, addr, end);
+}
+
+/* ---- mmap ---------------------------------------------------------------------------------------------- */
+
+/* What is mapped: fills in object, slot, pgoff, flags. An unnamed object made here is not
+ * referred to by anything yet: the caller releases it on failure. */
+static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
+		       struct vma_template *t)
+{
+	bool shared = (a->flags & MAP_TYPE) == MAP_SHARED;
+	struct handle *h;
+	struct credentials cred = { .uid = mm->record->uid, .gid = mm->record->gid };
+
+	t->prot = a->prot & PROT_ALL;
+	t->flags = VM_MAYWRITE | (shared ? VM_SHARED : 0) |
+		   (a->flags & MAP_NORESERVE ? VM_NORESERVE : 0);
+	if (a->segment) {
+		h = mm_handle(mm, a->segment);
+		if (!h)
+			return ARENA_E_INVALID;
+		if (shared && !h->writable)
+			t->flags &= ~VM_MAYWRITE;
+		if ((t->prot & PROT_WRITE) && !(t->flags & VM_MAYWRITE))
+			return ARENA_E_ACCESS;
+		t->object = h->object;
+		t->slot = h->slot;
+		t->pgoff = (uint64_t)a->offset >> ARENA_PAGE_SHIFT;
+		return t->pgoff + (len >> ARENA_PAGE_SHIFT) > UINT32_MAX ? ARENA_E_OVERFLOW_ : 0;
+	}
+	if (shared) {
+		int r = object_create(mm->virt, OBJECT_ANON, mm->domain, NULL, &cred, 0600,
+				      &t->object);
+
+		if (r)
+			return r;
+		return object_resize(t->object, len, mm, NULL);
+	}
+	return 0;
+}
+
+static int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
+		      struct vma_template *t)
+{
+	uint64_t want = a->addr, common;
+
+	if (a->flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
+		if (!IS_ALIGNED(want, ARENA_PAGE_SIZE))
+			return ARENA_E_INVALID;
+		if (!range_ok(want, len) || !window_contains(mm, want, want + len))
+			return ARENA_E_NO_MEMORY;
+		if (direct_contains(mm, want, want + len))
+			return ARENA_E_INVALID;
+		if ((a->flags & MAP_FIXED_NOREPLACE) && !area_is_free(mm, want, want + len))
+			return ARENA_E_EXISTS;
+		t->start = want;
+		return 0;
+	}
+	if (t->object && a->segment && !want) {
+		object_place(t->object, (uint64_t)a->offset + len);
+		common = t->object->record->address;
+		if (common && common >= mm->header->segment_base) {
+			common += (uint64_t)a->offset;
+			if (common + len <= mm->header->segment_end &&
+			    area_is_free(mm, common, common + len)) {
+				t->start = common;
+				return 0;
+			}
+		}
+	}
+	return area_find(mm, len, want, &t->start);
+}
+
+static int mmap_check(const struct vm_mmap_args *a, uint64_t *len)
+{
+	uint32_t type = a->flags & MAP_TYPE;
+
+	if (!a->len || (type != MAP_SHARED && type != MAP_PRIVATE))
+		return ARENA_E_INVALID;
+	if (a->flags & MAP_FLAGS_UNSUPPORTED)
+		return ARENA_E_UNSUPPORTED;
+	if (a->offset < 0 || !IS_ALIGNED((uint64_t)a->offset, ARENA_PAGE_SIZE))
+		return ARENA_E_INVALID;
+	if (!a->segment && !(a->flags & MAP_ANONYMOUS))
+		return ARENA_E_NO_DEVICE;
+	*len = ALIGN_UP(a->len, ARENA_PAGE_SIZE);
+	if (!*len || *len > ARENA_WINDOW_SIZE_DEFAULT * 4)
+		return ARENA_E_NO_MEMORY;
+	return (uint64_t)a->offset + *len > INT64_MAX ? ARENA_E_OVERFLOW_ : 0;
+}
+
+int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
+{
+	struct vma_template t = { 0 };
+	uint64_t len;
+	int r = mmap_check(a, &len);
+
+	CONTROL_THREAD();
+	if (r)
+		return r;
+	r = mmap_source(mm, a, len, &t);
+	if (!r)
+		r = mmap_place(mm, a, len, &t);
+	if (!r && (a->flags & MAP_FIXED))
+		r = unmap_range(mm, t.start, t.start + len);
+	if (!r) {
+		t.end = t.start + len;
+		if (!t.object)
+			t.pgoff = t.start >> ARENA_PAGE_SHIFT;
+		r = vma_insert(mm, &t);
+	}
+	if (r) {
+		if (t.object && !a->segment)
+			object_release(t.object);
+		return r;
+	}
+	*out = t.start;
+	return 0;
+}
+
+/* ---- mprotect ------------------------------------------------------------------------------------------ */
+
+struct protect {
+	struct vma *vma;
+	bool any;
+};
+
+static int protect_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+{
+	struct protect *p = arg;
+	uint64_t old = *ref->entry;
+	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
+	const struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
+	uint64_t fresh = vma_entry(p->vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
+				   old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
+
+	if (fresh == old)
+		return 0;
+	pte_switch(mm, ref, fresh);
+	p->any = true;
+	return 0;
+}
+
+/* v lies wholly inside the range to change. */
+static int protect_vma(struct vma *v, uint32_t prot)
+{
+	struct mm *mm = v->mm;
+	struct protect p = { .vma = v };
+	uint32_t lost = v->prot & ~prot, gained = prot & ~v->prot;
+	uint64_t start = v->start, end = v->end;
+	int r = split_leaf_at(mm, start);
+
+	if (!r)
+		r = split_leaf_at(mm, end);
+	if (r)
+		return r;
+	vma_set_access(v, v->flags, prot);
+	pgtable_walk(mm, start, end, protect_one, &p);
+	if (p.any)
+		flush_post(mm, lost == PROT_WRITE && !gained && (prot & PROT_READ) ?
+				       ARENA_FLUSH_WRPROTECT :
+				       ARENA_FLUSH_UNMAP,
+			   start, end);
+	return 0;
+}
+
+int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot)
+{
+	uint64_t end, at = addr;
+	struct vma *v;
+	int r;
+
+	CONTROL_THREAD();
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (prot & ~(uint32_t)PROT_ALL))
+		return ARENA_E_INVALID;
+	if (!len)
+		return 0;
+	r = range_check(mm, addr, len, &end);
+	if (r)
+		return direct_contains(mm, addr, addr + 1) ? r : ARENA_E_NOT_MAPPED;
+	while (at < end) {
+		v = vma_find(mm, at);
+		if (!v || v->start > at)
+			return ARENA_E_NOT_MAPPED;
+		if ((prot & PROT_WRITE) && !(v->flags & VM_MAYWRITE))
+			return ARENA_E_ACCESS;
+		if (v->prot == prot) {
+			at = v->end;
+			continue;
+		}
+		r = vma_isolate(mm, at, MIN(end, v->end));
+		if (r)
+			return r;
+		v = vma_find(mm, at);
+		at = v->end;
+		r = protect_vma(v, prot);
+		if (r)
+			return r;
+		vma_merge(v);
+	}
+	return 0;
+}
+
+/* ---- madvise -------------------------------------------------------------------------------------------- */
+
+struct advice {
+	int advice;
+	uint32_t set, clear;
+};
+
+static const struct advice flag_advice[] = {
+	{ MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ },
+	{ MADV_RANDOM, VM_RAND_READ, VM_SEQ_READ },
+	{ MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ },
+	{ MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE },
+	{ MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE },
+};
+
+static const struct advice *find_advice(int advice)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(flag_advice); i++)
+		if (flag_advice[i].advice == advice)
+			return &flag_advice[i];
+	return NULL;
+}
+
+static int advise_range(struct mm *mm, struct vma *v, uint64_t start, uint64_t end, int advice)
+{
+	const struct advice *a = find_advice(advice);
+	uint32_t flags;
+	int r;
+
+	if (advice == MADV_DONTNEED)
+		return zap_and_flush(mm, start, end);
+	if (!a)
+		return 0;
+	flags = (v->flags | a->set) & ~a->clear;
+	if (flags == v->flags)
+		return 0;
+	r = vma_isolate(mm, start, end);
+	if (r)
+		return r;
+	v = vma_find(mm, start);
+	vma_set_access(v, flags, v->prot);
+	vma_merge(v);
+	return 0;
+}
+
+int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu)
+{
+	uint64_t end, at = addr;
+	bool hole = false;
+	int r;
+
+	CONTROL_THREAD();
+	(void)cpu;
+	if (advice != MADV_DONTNEED && advice != MADV_WILLNEED && !find_advice(advice))
+		return ARENA_E_INVALID;
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || addr + len < addr)
+		return ARENA_E_INVALID;
+	if (!len)
+		return 0;
+	r = range_check(mm, addr, len, &end);
+	if (r)
+		return direct_contains(mm, addr, addr + 1) ? r : ARENA_E_NOT_MAPPED;
+	while (at < end) {
+		struct vma *v = vma_find(mm, at);
+		uint64_t stop;
+
+		if (!v || v->start >= end) {
+			hole = true;
+			break;
+		}
+		if (v->start > at) {
+			hole = true;
+			at = v->start;
+		}
+		stop = MIN(end, v->end);
+		r = advise_range(mm, v, at, stop, advice);
+		if (r)
+			return r;
+		at = stop;
+	}
+	return hole ? ARENA_E_NOT_MAPPED : 0;
+}

@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * object.c - segments and shared anonymous memory: named or unnamed sequences of pages.
+ *
+ * Truth: the object's record (its kind is stored last and cleared first), and in mem_map the frames
+ * that say PG_OBJECT, this id, and their page of the object. Index: a hash of 2 MiB chunks, each
+ * one leaf or 512 single frames. The object holds one reference of every frame of its own; entries
+ * hold more.
+ *
+ * An object ends when it has no handle, no VMA, and either no name or its name was unlinked.
+ *
+ * A leaf is mapped as such only where it lies wholly inside the size. Truncation into the
+ * middle of a leaf keeps the frame and zeroes what is past the end, again when it grows back.
+ */
+#include "daemon/virt/internal.h"
+
+#define CHUNK_PAGES ARENA_LEAF_PAGES
+
+static struct node *frame_node(struct object *o, pfn_t pfn)
+{
+	struct phys *p = o->virt->phys;
+
+	return phys_node(p, pfn_zone(p, pfn)->node);
+}
+
+/* ---- records -------------------------------------------------------------------------------------- */
+
+static struct object_record *record_find(struct virt *v)
+{
+	uint32_t i;
+
+	for (i = 0; i < STATE_MAX_OBJECTS; i++) {
+		uint32_t n = (v->object_cursor + i) % STATE_MAX_OBJECTS;
+
+		if (v->state->objects[n].kind == OBJECT_FREE) {
+			v->object_cursor = n + 1;
+			return &v->state->objects[n];
+		}
+	}
+	return NULL;
+}
+
+static int record_write(struct virt *v, struct object *o, const char *name,
+			const struct credentials *cred, uint32_t mode)
+{
+	struct object_record r = { .kind = OBJECT_FREE };
+
+	o->record = record_find(v);
+	if (!o->record)
+		return ARENA_E_TOO_MANY;
+	o->id = v->state->header->next_object;
+	truth_store(&v->state->header->next_object, o->id + 1);
+	r.id = o->id;
+	r.domain = domain_id(o->domain);
+	r.uid = cred->uid;
+	r.gid = cred->gid;
+	r.mode = mode;
+	if (name)
+		memcpy(r.name, name, strlen(name) + 1);
+	truth_fill(o->record, &r, sizeof(r));
+	truth_store(&o->record->kind, (uint32_t)o->kind);
+	return 0;
+}
+
+int object_create(struct virt *v, enum object_kind kind, struct domain *d, const char *name,
+		  const struct credentials *cred, uint32_t mode, struct object **out)
+{
+	struct object *o = mem_alloc(sizeof(*o));
+	int r;
+
+	if (!o)
+		return ARENA_E_NO_MEMORY;
+	o->virt = v;
+	o->kind = kind;
+	o->domain = d;
+	LIST_INIT(&o->vmas);
+	r = record_write(v, o, name, cred, mode);
+	if (r) {
+		free(o);
+		return r;
+	}
+	if (name) {
+		HASH_ADD_KEYPTR(by_name, v->names, o->record->name, strlen(o->record->name), o);
+		if (o->hash_failed) {
+			truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
+			free(o);
+			return ARENA_E_NO_MEMORY;
+		}
+	}
+	LIST_INSERT_HEAD(&v->objects, o, link);
+	domain_get(d);
+	*out = o;
+	return 0;
+}
+
+struct object *object_by_name(struct virt *v, const char *name)
+{
+	struct object *o;
+
+	HASH_FIND(by_name, v->names, name, strlen(name), o);
+	return o;
+}
+
+/* ---- chunks ------------------------------------------------------------------------------------------ */
+
+static struct chunk *chunk_find(struct object *o, uint64_t index)
+{
+	struct chunk *c;
+
+	HASH_FIND(hh, o->chunks, &index, sizeof(index), c);
+	return c;
+}
+
+static struct chunk *chunk_make(struct object *o, uint64_t index, bool pages)
+{
+	struct chunk *c = mem_alloc(sizeof(*c));
+
+	if (!c)
+		return NULL;
+	c->index = index;
+	c->leaf = PFN_NONE;
+	if (pages) {
+		c->pages = mem_array(CHUNK_PAGES, sizeof(*c->pages));
+		if (c->pages)
+			memset(c->pages, 0xff, CHUNK_PAGES * sizeof(*c->pages));
+	}
+	if (!pages || c->pages)
+		HASH_ADD(hh, o->chunks, index, sizeof(c->index), c);
+	if ((pages && !c->pages) || c->hash_failed) {
+		free(c->pages);
+		free(c);
+		return NULL;
+	}
+	return c;
+}
+
+static void chunk_free(struct object *o, struct chunk *c)
+{
+	HASH_DELETE(hh, o->chunks, c);
+	free(c->pages);
+	free(c);
+}
+
+pfn_t object_frame(struct object *o, uint64_t pgoff, struct chunk **chunk)
+{
+	struct chunk *c = chunk_find(o, pgoff / CHUNK_PAGES);
+
+	*chunk = c;
+	if (!c)
+		return PFN_NONE;
+	if (c->leaf != PFN_NONE)
+		return c->leaf + (pfn_t)(pgoff % CHUNK_PAGES);
+	return c->pages[pgoff % CHUNK_PAGES];
+}
+
+int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf)
+{
+	struct chunk *c = chunk_find(o, pgoff / CHUNK_PAGES);
+	int64_t n = leaf ? CHUNK_PAGES : 1;
+
+	if (!c)
+		c = chunk_make(o, pgoff / CHUNK_PAGES, !leaf);
+	if (!c)
+		return ARENA_E_NO_MEMORY;
+	if (leaf) {
+		ASSERT(!c->pages);
+		c->leaf = pfn;
+		phys_node_stat_add(frame_node(o, pfn), NR_SHMEM_THPS, 1);
+	} else {
+		c->pages[pgoff % CHUNK_PAGES] = pfn;
+		c->nr++;
+	}
+	o->nr_pages += (uint64_t)n;
+	phys_node_stat_add(frame_node(o, pfn), NR_SHMEM, n);
+	phys_node_stat_add(frame_node(o, pfn), NR_FILE_PAGES, n);
+	return 0;
+}
+
+/* The object lets a frame go; entries in limbo may keep it for a while. */
+static void drop_frame(struct object *o, pfn_t pfn, int64_t n)
+{
+	struct node *node = frame_node(o, pfn);
+
+	phys_node_stat_add(node, NR_SHMEM, -n);
+	phys_node_stat_add(node, NR_FILE_PAGES, -n);
+	if (n > 1)
+		phys_node_stat_add(node, NR_SHMEM_THPS, -1);
+	o->nr_pages -= (uint64_t)n;
+	put_page(o->virt->phys, pfn);
+}
+
+/* Zero what a kept leaf holds from page `first` of the object on. */
+static void zero_tail(struct object *o, const struct chunk *c, uint64_t from_byte)
+{
+	uint64_t start = from_byte % ARENA_LEAF_SIZE;
+	uint8_t *at = domain_address(o->domain, c->leaf);
+
+	memset(at + start, 0, ARENA_LEAF_SIZE - start);
+}
+
+/* Drop the frames of a chunk from byte `from` of the object on. */
+static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
+{
+	uint64_t base = c->index * ARENA_LEAF_SIZE, keep = from > base ? from - base : 0;
+	unsigned i, first = (unsigned)((keep + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT);
+
+	if (c->leaf != PFN_NONE) {
+		if (keep) {
+			zero_tail(o, c, from);
+			return;
+		}
+		drop_frame(o, c->leaf, CHUNK_PAGES);
+		chunk_free(o, c);
+		return;
+	}
+	if (keep % ARENA_PAGE_SIZE && c->pages[first - 1] != PFN_NONE) {
+		uint64_t in_page = keep % ARENA_PAGE_SIZE;
+		uint8_t *at = domain_address(o->domain, c->pages[first - 1]);
+
+		memset(at + in_page, 0, ARENA_PAGE_SIZE - in_page);
+	}
+	for (i = first; i < CHUNK_PAGES; i++) {
+		if (c->pages[i] == PFN_NONE)
+			continue;
+		drop_frame(o, c->pages[i], 1);
+		c->pages[i] = PFN_NONE;
+		c->nr--;
+	}
+	if (!c->nr)
+		chunk_free(o, c);
+}
+
+static void drop_frames_from(struct object *o, uint64_t from)
+{
+	struct chunk *c, *next;
+
+	HASH_ITER(hh, o->chunks, c, next)
+	{
+		if ((c->index + 1) * ARENA_LEAF_SIZE > from)
+			chunk_truncate(o, c, from);
+	}
+}
+
+bool object_leaf_fits(const struct object *o, uint64_t chunk_index)
+{
+	return (chunk_index + 1) * ARENA_LEAF_SIZE <= ALIGN_UP(o->size, ARENA_PAGE_SIZE);
+}
+
+/* ---- end and size -------------------------------------------------------------------------------------- */
+
+void object_release(struct object *o)
+{
+	if (o->nr_handles || o->nr_vmas ||
+	    (o->kind == OBJECT_SEGMENT && !o->record->unlinked))
+		return;
+	if (o->kind != OBJECT_SEGMENT)
+		truth_store(&o->record->unlinked, 1u);
+	drop_frames_from(o, 0);
+	ASSERT(!o->nr_pages && !o->chunks);
+	truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
+	LIST_REMOVE(o, link);
+	domain_put(o->domain);
+	free(o);
+}
+
+/* Take the entries of [from, ...) of the object out of every address space that maps it. */
+static int zap_mappings(struct object *o, uint64_t from, const struct mm *caller,
+			struct flush_wait *wait)
+{
+	uint64_t pgoff = from >> ARENA_PAGE_SHIFT;
+	struct vma *vma;
+	int r = 0;
+
+	LIST_FOREACH(vma, &o->vmas, in_object)
+	{
+		uint64_t pages = (vma->end - vma->start) >> ARENA_PAGE_SHIFT, start;
+		bool any;
+		int e;
+
+		if (vma->pgoff + pages <= pgoff)
+			continue;
+		start = vma->start;
+		if (pgoff > vma->pgoff)
+			start += (pgoff - vma->pgoff) << ARENA_PAGE_SHIFT;
+		e = zap_range(vma->mm, start, vma->end, &any);
+		if (any)
+			flush_post(vma->mm, ARENA_FLUSH_UNMAP, start, vma->end);
+		if (any && wait && vma->mm != caller)
+			flush_wait_add(wait, vma->mm);
+		if (e)
+			r = e;
+	}
+	return r;
+}
+
+int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait)
+{
+	uint64_t old = o->size;
+	struct chunk *c;
+	int r;
+
+	if (size > old) {
+		o->size = size;
+		truth_store(&o->record->size, size);
+		/* Whoever was late to let go may have written past the end of a kept leaf. */
+		c = chunk_find(o, old / ARENA_LEAF_SIZE);
+		if (c && c->leaf != PFN_NONE && old % ARENA_LEAF_SIZE)
+			zero_tail(o, c, old);
+		return 0;
+	}
+	if (size == old)
+		return 0;
+	/* Splits mappings of a leaf that the new end cuts; private copies below the end stay. */
+	r = zap_mappings(o, ALIGN_UP(size, ARENA_PAGE_SIZE), caller, wait);
+	if (r)
+		return r;
+	o->size = size;
+	truth_store(&o->record->size, size);
+	drop_frames_from(o, size);
+	return 0;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/* query.c - what the rooms above may ask of an address space. */
+#include "daemon/virt/internal.h"
+
+uint32_t mm_id(const struct mm *mm)
+{
+	return mm->id;
+}
+
+const uint8_t *mm_token(const struct mm *mm)
+{
+	return mm->header->token;
+}
+
+int mm_file(const struct mm *mm)
+{
+	return mm->file;
+}
+
+int mm_channel_file(const struct mm *mm)
+{
+	return mm->channel_file;
+}
+
+void *mm_channel(const struct mm *mm)
+{
+	return mm->channel;
+}
+
+struct domain *mm_domain(const struct mm *mm)
+{
+	return mm->domain;
+}
+
+pid_t mm_pid(const struct mm *mm)
+{
+	return (pid_t)mm->record->pid;
+}
+
+uid_t mm_uid(const struct mm *mm)
+{
+	return mm->record->uid;
+}
+
+const char *mm_comm(const struct mm *mm)
+{
+	return mm->record->comm;
+}
+
+struct mm *mm_next(struct virt *v, const struct mm *mm)
+{
+	return mm ? LIST_NEXT(mm, link) : LIST_FIRST(&v->mms);
+}
+
+struct mm *mm_find_pid(struct virt *v, pid_t pid)
+{
+	struct mm *mm;
+
+	LIST_FOREACH(mm, &v->mms, link)
+	{
+		if (mm_pid(mm) == pid)
+			return mm;
+	}
+	return NULL;
+}
+
+void mm_get_stats(const struct mm *mm, struct mm_stats *out)
+{
+	const struct arena_channel_header *c = mm->channel;
+
+	*out = (struct mm_stats){
+		.total_vm = mm->total_vm,
+		.rss_anon = mm->rss_anon,
+		.rss_shmem = mm->rss_shmem,
+		.leaves = mm->leaves,
+		.direct_pages = mm->direct_pages,
+		.tables = mm->nr_live_tables,
+		.limbo = mm->limbo.pages,
+		.nr_vmas = mm->nr_vmas,
+		.faults = mm->faults,
+		.refills = load_relaxed(&c->refills),
+		.ahead_hits = load_relaxed(&c->ahead_hits),
+		.flushes = load_relaxed(&c->flushes),
+		.evictions = load_relaxed(&c->evictions),
+	};
+}
+
+void virt_get_client_counts(const struct virt *v, struct virt_client_counts *out)
+{
+	const uint64_t *gone = v->state->counters;
+	const struct mm *mm;
+
+	*out = (struct virt_client_counts){
+		.refills = gone[EV_ARENA_REFILL],
+		.ahead_hits = gone[EV_ARENA_AHEAD_HIT],
+		.evictions = gone[EV_ARENA_EVICTION],
+	};
+	LIST_FOREACH(mm, &v->mms, link)
+	{
+		out->refills += load_relaxed(&mm->channel->refills);
+		out->ahead_hits += load_relaxed(&mm->channel->ahead_hits);
+		out->evictions += load_relaxed(&mm->channel->evictions);
+	}
+}
+
+static int count_rss(struct mm *mm __unused_, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+{
+	*(uint64_t *)arg += ref->level ? ARENA_LEAF_PAGES : 1;
+	return 0;
+}
+
+static const char *vma_name(const struct vma *v)
+{
+	if (v->flags & VM_DIRECT)
+		return "[direct]";
+	if (v->object && v->object->kind == OBJECT_SEGMENT)
+		return v->object->record->name;
+	return NULL;
+}
+
+bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out)
+{
+	const struct vma *v = vma_find(mm, from);
+
+	if (!v)
+		return false;
+	*out = (struct vma_info){
+		.start = v->start,
+		.end = v->end,
+		.prot = v->prot,
+		.shared = v->flags & VM_SHARED,
+		.pgoff = v->object ? v->pgoff : 0,
+		.object = v->object ? v->object->id : 0,
+		.name = vma_name(v),
+	};
+	/* A walk that changes nothing needs no other mm than this one. */
+	pgtable_walk((struct mm *)(uintptr_t)mm, v->start, v->end, count_rss, &out->rss);
+	return true;
+}

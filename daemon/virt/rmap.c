@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * rmap.c - what installing and taking an entry does to its frame.
+ *
+ * Each present entry holds one reference and one mapcount of its frame's head. Installing takes the
+ * reference over from the caller; taking an entry away moves it to limbo, to be dropped when the
+ * client has acknowledged. mapcount ends at once: it counts entries, not what clients may see.
+ */
+#include "daemon/virt/internal.h"
+
+pfn_t frame_head(const struct virt *v, pfn_t pfn)
+{
+	const struct page *page = pfn_to_page(v->phys, pfn);
+
+	return likely(page && page->refcount) ? pfn : compound_head(v->phys, pfn);
+}
+
+uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead, bool of_object)
+{
+	uint64_t e = ARENA_PTE_PRESENT | ((uint64_t)pfn << ARENA_PTE_PFN_SHIFT);
+	bool cow = of_object && !(vma->flags & VM_SHARED);
+
+	if (vma->prot & (PROT_READ | PROT_WRITE))
+		e |= ARENA_PTE_READ;
+	if ((vma->prot & PROT_WRITE) && !cow)
+		e |= ARENA_PTE_WRITE;
+	if (vma->prot & PROT_EXEC)
+		e |= ARENA_PTE_EXEC | ARENA_PTE_READ;
+	if (leaf)
+		e |= ARENA_PTE_HUGE;
+	if (hole)
+		e |= ARENA_PTE_HOLE;
+	if (ahead)
+		e |= ARENA_PTE_AHEAD;
+	/* A copied page of a private mapping is in the mm's own domain, whatever the object's is. */
+	return e | ((uint64_t)(of_object ? vma->slot : 0) << ARENA_PTE_SLOT_SHIFT);
+}
+
+static struct node *frame_node(struct virt *v, pfn_t pfn)
+{
+	return phys_node(v->phys, pfn_zone(v->phys, pfn)->node);
+}
+
+static unsigned entry_pages(uint64_t entry)
+{
+	return entry & ARENA_PTE_HUGE ? ARENA_LEAF_PAGES : 1;
+}
+
+static void count_entry(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign)
+{
+	int64_t n = entry_pages(entry);
+	struct node *node = frame_node(mm->virt, pfn);
+
+	if (page->flags & PG_OBJECT) {
+		mm->rss_shmem += (uint64_t)(sign * n);
+		phys_node_stat_add(node, NR_FILE_MAPPED, sign * n);
+	} else if (page->flags & PG_ANON) {
+		mm->rss_anon += (uint64_t)(sign * n);
+		phys_node_stat_add(node, NR_ANON_MAPPED, sign * n);
+		if (entry & ARENA_PTE_HUGE)
+			phys_node_stat_add(node, NR_ANON_THPS, sign);
+	} else {
+		mm->direct_pages += (uint64_t)(sign * n);
+		phys_node_stat_add(node, NR_ANON_MAPPED, sign * n);
+	}
+	if (entry & ARENA_PTE_HUGE)
+		mm->leaves += (uint64_t)(int64_t)sign;
+}
+
+void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry)
+{
+	struct mm *mm = vma->mm;
+	struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
+
+	page->mapcount++;
+	count_entry(mm, page, pfn, entry, 1);
+	pte_install(mm, ref, entry);
+}
+
+/* The frame behind an entry that is about to go: counted out, marked. Returns its head. */
+static pfn_t entry_leave(struct mm *mm, uint64_t entry)
+{
+	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head = frame_head(mm->virt, pfn);
+	struct page *page = pfn_to_page(mm->virt->phys, head);
+
+	BUG_ON(!page || !page->mapcount);
+	if (!mm->dying && !(page->flags & PG_LIMBO))
+		truth_store(&page->flags, page->flags | PG_LIMBO);
+	count_entry(mm, page, pfn, entry, -1);
+	page->mapcount--;
+	return head;
+}
+
+void unmap_entry(struct mm *mm, struct pte_ref *ref)
+{
+	unsigned pages = entry_pages(*ref->entry);
+	pfn_t head = entry_leave(mm, *ref->entry);
+
+	pte_clear(mm, ref);
+	if (mm->dying)
+		put_page(mm->virt->phys, head);
+	else
+		limbo_add(mm, LIMBO_FRAME, head, pages);
+}
+
+void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
+{
+	unsigned pages = entry_pages(*ref->entry);
+	pfn_t head = entry_leave(mm, *ref->entry);
+	struct page *page = pfn_to_page(mm->virt->phys, pfn);
+
+	page->mapcount++;
+	count_entry(mm, page, pfn, entry, 1);
+	pte_switch(mm, ref, entry);
+	limbo_add(mm, LIMBO_FRAME, head, pages);
+}
+
+struct zap {
+	uint64_t start, end;
+	bool any;
+};
+
+static int zap_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+{
+	struct zap *z = arg;
+	int r;
+
+	/* The frame and the tables on the way up that may become empty. */
+	r = limbo_reserve(mm, 1 + ARENA_TABLE_LEVELS);
+	if (r)
+		return r;
+	z->any = true;
+	ASSERT(!ref->level || (addr >= z->start && addr + ARENA_LEAF_SIZE <= z->end));
+	unmap_entry(mm, ref);
+	return 0;
+}
+
+int split_leaf_at(struct mm *mm, uint64_t addr)
+{
+	struct pte_ref ref;
+
+	if (IS_ALIGNED(addr, ARENA_LEAF_SIZE) || !pgtable_lookup(mm, addr, &ref) || !ref.level)
+		return 0;
+	return pgtable_split_leaf(mm, &ref, addr);
+}
+
+int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any)
+{
+	struct zap z = { .start = start, .end = end };
+	int r = split_leaf_at(mm, start);
+
+	if (!r)
+		r = split_leaf_at(mm, end);
+	if (!r)
+		r = pgtable_walk(mm, start, end, zap_one, &z);
+	*any = z.any;
+	return r;
+}

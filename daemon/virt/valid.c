@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * valid.c - virt_is_valid(): every index against the truth, every count against every entry.
+ *
+ * One pass over all page tables and objects counts, per frame, the entries and the references that
+ * must be there (entries, objects, limbo); then mem_map has to say the same.
+ */
+#include "daemon/virt/internal.h"
+
+struct counts {
+	uint32_t *refs, *maps; /* per pfn, of heads */
+	uint64_t nr;
+	bool ok;
+};
+
+struct mm_check {
+	struct counts *c;
+	uint64_t anon, shmem, direct, leaves;
+};
+
+#define COMPLAIN(c, ...)                                           \
+	do {                                                       \
+		if ((c)->ok) {                                     \
+			fprintf(stderr, "virt_is_valid: " __VA_ARGS__); \
+			fputc('\n', stderr);                       \
+		}                                                  \
+		(c)->ok = false;                                   \
+	} while (0)
+
+static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
+{
+	struct mm_check *k = arg;
+	struct counts *c = k->c;
+	uint64_t entry = *ref->entry, pages = ref->level ? ARENA_LEAF_PAGES : 1;
+	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head;
+	const struct vma *v = vma_find(mm, addr);
+	const struct page *page;
+	unsigned slot = arena_pte_slot(entry);
+
+	head = pfn < c->nr ? frame_head(mm->virt, pfn) : PFN_NONE;
+	if (head == PFN_NONE) {
+		COMPLAIN(c, "mm %u: entry at %#lx points to free frame %u", mm->id,
+			 (unsigned long)addr, pfn);
+		return 0;
+	}
+	page = pfn_to_page(mm->virt->phys, head);
+	c->refs[head]++;
+	c->maps[head]++;
+	if (!v || v->start > addr)
+		COMPLAIN(c, "mm %u: entry at %#lx outside every VMA", mm->id, (unsigned long)addr);
+	if (slot >= mm->nr_slots || mm->slots[slot].domain != pfn_domain(mm->virt->phys, pfn))
+		COMPLAIN(c, "mm %u: frame %u at %#lx is not in slot %u's domain", mm->id, pfn,
+			 (unsigned long)addr, slot);
+	else if (mm->slots[slot].readonly && (entry & ARENA_PTE_WRITE))
+		COMPLAIN(c, "mm %u: writable entry in a read-only slot", mm->id);
+	if ((page->flags & (PG_ANON | PG_KERNEL)) && page->mapping != mm->id)
+		COMPLAIN(c, "frame %u belongs to mm %u, mapped by %u", head, page->mapping, mm->id);
+	if (ref->level)
+		k->leaves++;
+	if (page->flags & PG_OBJECT)
+		k->shmem += pages;
+	else if (page->flags & PG_ANON)
+		k->anon += pages;
+	else
+		k->direct += pages;
+	return 0;
+}
+
+static void check_tables(struct mm *mm, uint32_t table, struct counts *c, uint32_t *seen)
+{
+	const uint64_t *e = pgtable_entries(mm, table);
+	const struct table_info *t = &mm->tables[table];
+	unsigned i, used = 0;
+
+	(*seen)++;
+	for (i = 0; i < ARENA_PTRS_PER_TABLE; i++) {
+		uint32_t child;
+
+		if (!e[i])
+			continue;
+		used++;
+		if (!t->level || (e[i] & ARENA_PTE_HUGE))
+			continue;
+		child = (uint32_t)arena_pte_pfn(e[i]);
+		if (mm->tables[child].parent != table || mm->tables[child].index != i ||
+		    mm->tables[child].level + 1 != t->level)
+			COMPLAIN(c, "mm %u: table %u is not where its parent says", mm->id, child);
+		else
+			check_tables(mm, child, c, seen);
+	}
+	if (used != t->used)
+		COMPLAIN(c, "mm %u: table %u has %u entries, %u counted", mm->id, table, used,
+			 t->used);
+}
+
+static void check_vmas(struct mm *mm, struct counts *c)
+{
+	struct vma *v;
+	uint64_t last = 0, total = 0;
+	uint32_t n = 0, live = 0, i;
+
+	RB_FOREACH(v, vma_tree, &mm->vmas)
+	{
+		const struct arena_vma_record *r = &mm->records[v->record];
+
+		if (v->start < last || v->end <= v->start)
+			COMPLAIN(c, "mm %u: VMAs overlap at %#lx", mm->id, (unsigned long)v->start);
+		if (r->state != ARENA_VMA_LIVE || r->start != v->start || r->end != v->end ||
+		    r->flags != v->flags || r->prot != v->prot || r->slot != v->slot ||
+		    r->pgoff != v->pgoff || r->object != (v->object ? v->object->id : 0))
+			COMPLAIN(c, "mm %u: VMA %#lx differs from its record", mm->id,
+				 (unsigned long)v->start);
+		last = v->end;
+		n++;
+		if (!(v->flags & VM_DIRECT))
+			total += (v->end - v->start) >> ARENA_PAGE_SHIFT;
+	}
+	for (i = 0; i < mm->record_top; i++)
+		live += mm->records[i].state != ARENA_VMA_FREE;
+	if (n != mm->nr_vmas || live != n || mm->record_top - mm->nr_free_records != n)
+		COMPLAIN(c, "mm %u: %u VMAs, %u counted, %u records", mm->id, n, mm->nr_vmas, live);
+	if (total != mm->total_vm || mm->header->txn.armed)
+		COMPLAIN(c, "mm %u: total_vm or an open transaction", mm->id);
+}
+
+static void check_mm(struct mm *mm, struct counts *c)
+{
+	struct mm_check k = { .c = c };
+	uint32_t i, tables = 0;
+	uint64_t limbo = 0, last = 0;
+
+	pgtable_walk(mm, 0, UINT64_C(1) << 47, check_entry, &k);
+	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
+	    k.leaves != mm->leaves)
+		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
+	for (i = 0; i < mm->limbo.count; i++) {
+		const struct limbo_item *it =
+			&mm->limbo.ring[(mm->limbo.head + i) & (mm->limbo.capacity - 1)];
+
+		if (it->seq < last || it->seq > mm->posted || it->seq <= mm->acked)
+			COMPLAIN(c, "mm %u: limbo out of order", mm->id);
+		last = it->seq;
+		if (it->kind == LIMBO_TABLE) {
+			tables++;
+			continue;
+		}
+		c->refs[it->number]++;
+		limbo += it->pages;
+		if (!(pfn_to_page(mm->virt->phys, it->number)->flags & PG_LIMBO))
+			COMPLAIN(c, "frame %u in limbo is not marked", it->number);
+	}
+	if (limbo != mm->limbo.pages)
+		COMPLAIN(c, "mm %u: limbo pages are off", mm->id);
+	check_tables(mm, 0, c, &tables);
+	if (tables != mm->nr_live_tables)
+		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
+			 mm->nr_live_tables);
+	check_vmas(mm, c);
+}
+
+static void check_object(struct object *o, struct counts *c)
+{
+	struct chunk *k, *next;
+	struct vma *v;
+	uint64_t pages = 0;
+	unsigned vmas = 0;
+
+	LIST_FOREACH(v, &o->vmas, in_object)
+	vmas++;
+	HASH_ITER(hh, o->chunks, k, next)
+	{
+		unsigned i;
+
+		for (i = 0; i < ARENA_LEAF_PAGES; i++) {
+			pfn_t pfn = k->leaf != PFN_NONE ? k->leaf : k->pages[i];
+			const struct page *page;
+
+			if (pfn == PFN_NONE)
+				continue;
+			page = pfn_to_page(o->virt->phys, pfn);
+			if (!page || !page->refcount || !(page->flags & PG_OBJECT) ||
+			    page->mapping != o->id ||
+			    page->index != k->index * ARENA_LEAF_PAGES + i) {
+				COMPLAIN(c, "object %u: frame %u is not its own", o->id, pfn);
+				break;
+			}
+			if (pfn_domain(o->virt->phys, pfn) != o->domain)
+				COMPLAIN(c, "object %u: frame %u of another domain", o->id, pfn);
+			c->refs[pfn]++;
+			if (k->leaf != PFN_NONE) {
+				pages += ARENA_LEAF_PAGES;
+				break;
+			}
+			pages++;
+		}
+	}
+	if (pages != o->nr_pages || vmas != o->nr_vmas || o->record->size != o->size ||
+	    o->record->kind != o->kind)
+		COMPLAIN(c, "object %u: counts or record differ", o->id);
+}
+
+static void check_frames(struct virt *v, struct counts *c)
+{
+	uint64_t pfn;
+
+	for (pfn = 0; pfn < c->nr; pfn++) {
+		const struct page *page = pfn_to_page(v->phys, (pfn_t)pfn);
+		uint32_t refs = page ? page->refcount : 0, maps = refs ? page->mapcount : 0;
+
+		if (refs != c->refs[pfn] || maps != c->maps[pfn])
+			COMPLAIN(c, "frame %lu: %u references of %u, %u entries of %u",
+				 (unsigned long)pfn, refs, c->refs[pfn], maps, c->maps[pfn]);
+	}
+}
+
+bool virt_is_valid(struct virt *v)
+{
+	struct counts c = { .nr = phys_nr_frames(v->phys), .ok = true };
+	struct mm *mm;
+	struct object *o;
+	uint64_t limbo = 0;
+	uint32_t pending = 0;
+
+	/* Sparse as the arena is: pages of these that are not touched cost nothing. */
+	c.refs = calloc(c.nr, sizeof(*c.refs));
+	c.maps = calloc(c.nr, sizeof(*c.maps));
+	if (!c.refs || !c.maps) {
+		fprintf(stderr, "virt_is_valid: no memory to check\n");
+		free(c.refs);
+		free(c.maps);
+		return false;
+	}
+	LIST_FOREACH(mm, &v->mms, link)
+	{
+		check_mm(mm, &c);
+		limbo += mm->limbo.pages;
+		pending += mm_flush_pending(mm);
+	}
+	LIST_FOREACH(o, &v->objects, link)
+	check_object(o, &c);
+	check_frames(v, &c);
+	if (limbo != v->limbo_pages || pending != v->nr_pending)
+		COMPLAIN(&c, "limbo or pending clients are off");
+	free(c.refs);
+	free(c.maps);
+	return phys_is_valid(v->phys) && c.ok;
+}

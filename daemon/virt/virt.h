@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * virt.h - virtual memory: address spaces, VMAs, page tables, faults, objects, flushes.
+ *
+ * The interface for the rooms above. An mm owns its two files (mm:<id>, channel:<id>); the
+ * page-table entries and VMA records in the first are truth, the trees here are indexes. Every
+ * entry holds one reference and one mapcount of its frame's head. What an entry loses goes to
+ * the mm's limbo together with that reference, until the client has acknowledged the flush.
+ *
+ * All calls run in the control thread and never block. Returns: 0, positive ARENA_E_* for the
+ * client, negative -errno.
+ */
+#ifndef VIRT_VIRT_H
+#define VIRT_VIRT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "arena/abi.h"
+#include "base/error.h"
+#include "daemon/phys/phys.h"
+
+struct virt;
+struct mm;
+struct object;
+
+int virt_create(struct phys *p, struct virt **out);
+struct virt *virt_destroy(struct virt *v); /* all mms must be gone */
+struct phys *virt_phys(struct virt *v);
+/* Page tables against mem_map counts, VMA trees against records, objects, limbo. Slow; prints the
+ * first disagreement. Also runs phys_is_valid(). */
+bool virt_is_valid(struct virt *v);
+
+/* ---- address spaces ------------------------------------------------------------------------ */
+
+struct credentials {
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	unsigned nr_groups;
+	const gid_t *groups; /* supplementary; borrowed */
+};
+
+struct mm_params {
+	uint64_t window_base, window_size;
+	const struct credentials *cred;
+	const char *comm;
+	bool process_domain; /* isolation=process: a domain of its own, else its uid's */
+};
+
+/* ARENA_E_INVALID (window), ARENA_E_NO_MEMORY, ARENA_E_TOO_MANY. */
+int mm_create(struct virt *v, const struct mm_params *params, struct mm **out);
+/* The client is gone and has nothing mapped: every frame comes back now. NULL allowed. */
+struct mm *mm_destroy(struct mm *mm);
+
+uint32_t mm_id(const struct mm *mm);
+const uint8_t *mm_token(const struct mm *mm); /* 16 bytes */
+int mm_file(const struct mm *mm);             /* borrowed, read-write: hand out a read-only reopen */
+int mm_channel_file(const struct mm *mm);     /* borrowed */
+void *mm_channel(const struct mm *mm);        /* ARENA_CHANNEL_SIZE bytes, hostile */
+struct domain *mm_domain(const struct mm *mm);
+pid_t mm_pid(const struct mm *mm);
+uid_t mm_uid(const struct mm *mm);
+const char *mm_comm(const struct mm *mm);
+
+struct mm_stats {
+	uint64_t total_vm;              /* pages of all VMAs */
+	uint64_t rss_anon, rss_shmem;   /* pages present */
+	uint64_t leaves;                /* 2 MiB entries present */
+	uint64_t direct_pages;          /* arena_alloc_pages() */
+	uint64_t tables;                /* page-table pages */
+	uint64_t limbo;                 /* pages waiting for an acknowledgement */
+	uint64_t nr_vmas;
+	uint64_t faults;
+	uint64_t refills, ahead_hits, flushes, evictions; /* the client's own counts */
+};
+void mm_get_stats(const struct mm *mm, struct mm_stats *out);
+/* Refills, fill-ahead hits and evictions as all clients ever counted them. */
+struct virt_client_counts {
+	uint64_t refills, ahead_hits, evictions;
+};
+void virt_get_client_counts(const struct virt *v, struct virt_client_counts *out);
+/* All mms, in no order: mm_next(v, NULL) is the first. */
+struct mm *mm_next(struct virt *v, const struct mm *mm);
+struct mm *mm_find_pid(struct virt *v, pid_t pid);
+uint64_t virt_limbo_pages(const struct virt *v);
+
+/* VMAs in address order, for maps. */
+struct vma_info {
+	uint64_t start, end;
+	uint32_t prot;
+	bool shared;
+	uint64_t pgoff;
+	uint32_t object; /* id: shown as the inode; 0 none */
+	const char *name; /* segment's name, "[direct]", "[heap]", or NULL; valid until the next call */
+	uint64_t rss;     /* pages present */
+};
+/* The first VMA that ends above `from`; false at the end. Go on with from = out->end. */
+bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out);
+
+/* ---- calls ------------------------------------------------------------------------------------ */
+
+struct vm_mmap_args {
+	uint64_t addr, len;
+	uint32_t prot, flags; /* PROT_*, MAP_* as in mmap(2) */
+	uint32_t segment;     /* handle of mm_open_segment(), 0: anonymous */
+	int64_t offset;
+};
+int vm_mmap(struct mm *mm, const struct vm_mmap_args *args, uint64_t *out);
+int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len);
+int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
+int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu);
+/* Does a bounded piece; *next is where to go on, addr + len when done. */
+int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+		uint64_t *next);
+int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, uint64_t *addr,
+		   uint64_t *pfn);
+int vm_free_pages(struct mm *mm, uint64_t addr, unsigned order);
+
+struct fault_refusal {
+	int signo; /* 0: resolved, look at the entry again */
+	int code;  /* SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR */
+};
+/* access: PROT_READ, PROT_WRITE or PROT_EXEC. */
+int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+	     struct fault_refusal *refusal);
+
+/* ---- segments ------------------------------------------------------------------------------- */
+
+struct segment_open {
+	const char *name;  /* without the leading slash, checked by the caller */
+	int oflag;
+	uint32_t mode;
+	/* out: */
+	uint32_t handle;   /* in this mm */
+	uint32_t slot;
+	bool slot_new;     /* the client has no descriptor of this slot yet */
+	int slot_fd;       /* borrowed, read-write file of the slot; -1 if not new */
+	bool slot_readonly; /* hand out a read-only reopen */
+	uint64_t size;
+};
+int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segment_open *open);
+int mm_close_segment(struct mm *mm, uint32_t handle);
+/* Flushes of other clients are reported in *wait (may be NULL); see below. */
+struct flush_wait;
+int mm_truncate_segment(struct mm *mm, uint32_t handle, int64_t size, struct flush_wait *wait);
+int mm_stat_segment(struct mm *mm, uint32_t handle, int64_t *size);
+/* Needs no mm. EACCES unless the caller owns it, or is root. */
+int segment_unlink(struct virt *v, const struct credentials *cred, const char *name);
+
+struct segment_info {
+	const char *name;
+	uint32_t id, uid, gid, mode, domain;
+	uint64_t size, address, pages; /* pages present */
+	unsigned nr_handles, nr_vmas;
+	bool unlinked;
+};
+/* In creation order; start with id 0; false at the end. Go on with from = out->id. */
+bool segment_next(struct virt *v, uint32_t from, struct segment_info *out);
+
+/* ---- flushes ------------------------------------------------------------------------------------ */
+
+/* The last flush posted to this mm: what a reply to it carries if it changed during the call. */
+uint64_t mm_flush_posted(const struct mm *mm);
+/* Look at the client's acknowledgements and let go of what they free. Cheap. True: something was. */
+bool mm_flush_collect(struct mm *mm);
+/* Something of this mm waits for an acknowledgement. */
+bool mm_flush_pending(const struct mm *mm);
+/* Ask for a doorbell at the next ack (kick) and wake the client's flush thread (wake). */
+void mm_flush_want(struct mm *mm, bool wake);
+/* Acks of all mms with something pending. */
+void virt_flush_collect(struct virt *v);
+bool virt_flush_pending(const struct virt *v);
+
+/*
+ * Waiting for other clients: an operation that posts flushes to them fills a flush_wait; `done` is called
+ * from a later collect (or mm_destroy) when the last of them acknowledged. The owner may give up
+ * earlier with flush_wait_cancel().
+ */
+struct flush_wait {
+	unsigned pending; /* 0 after the operation: nobody to wait for */
+	void (*done)(struct flush_wait *w);
+	struct flush_waiter *first;
+};
+void flush_wait_cancel(struct flush_wait *w);
+
+#endif
