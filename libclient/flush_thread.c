@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * flush_thread.c - one thread per address space that applies what the daemon takes away while no
+ * call of ours is under way. It sleeps on flush_word, waits for nobody else, and has all signals
+ * blocked. The daemon wakes it only when an acknowledgement is late.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <sys/prctl.h>
+
+#include "base/faultpoint.h"
+#include "base/os.h"
+#include "base/util.h"
+#include "libclient/internal.h"
+
+#define STACK_SIZE (128u << 10)
+
+static void flush_and_ack(struct arena *a, bool blocked)
+{
+	uint64_t seq = tlb_flush(&a->tlb, blocked);
+
+	if (!faultpoint("client.ack"))
+		tlb_ack(&a->tlb, seq, a->doorbell);
+}
+
+void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
+{
+	if (load_acquire(&a->tlb.applied) >= seq || faultpoint("client.flush.call"))
+		return;
+	flush_and_ack(a, blocked);
+}
+
+static void *flush_main(void *arg)
+{
+	struct arena *a = arg;
+	struct arena_channel_header *ch = a->tlb.channel;
+
+	prctl(PR_SET_NAME, "arena-flush");
+	for (;;) {
+		uint32_t word = load_acquire(&ch->flush_word);
+
+		if (load_acquire(&a->flush_stop))
+			return NULL;
+		if (load_acquire(&a->tlb.applied) < load_acquire(&ch->flush_head) &&
+		    !faultpoint("client.flush"))
+			flush_and_ack(a, true);
+		os_futex_wait(&ch->flush_word, word, 0);
+	}
+}
+
+int flush_thread_start(struct arena *a)
+{
+	pthread_attr_t attr;
+	uint64_t mask;
+	int r;
+
+	r = pthread_attr_init(&attr);
+	if (r)
+		return -r;
+	pthread_attr_setstacksize(&attr, MAX((size_t)STACK_SIZE, (size_t)PTHREAD_STACK_MIN));
+	mask = signals_block_all();
+	r = pthread_create(&a->flush_thread, &attr, flush_main, a);
+	/* A program with large thread-local data has no room for it on a small stack. */
+	if (r == EINVAL)
+		r = pthread_create(&a->flush_thread, NULL, flush_main, a);
+	signals_restore(mask);
+	pthread_attr_destroy(&attr);
+	a->flush_running = r == 0;
+	return -r;
+}
+
+void flush_thread_stop(struct arena *a)
+{
+	if (!a->flush_running)
+		return;
+	store_release(&a->flush_stop, 1);
+	/* Move the word, so that the thread does not go to sleep on the value it has read. */
+	__atomic_fetch_xor(&a->tlb.channel->flush_word, UINT32_C(1) << 31, __ATOMIC_SEQ_CST);
+	os_futex_wake(&a->tlb.channel->flush_word, INT_MAX);
+	pthread_join(a->flush_thread, NULL);
+	a->flush_running = false;
+}

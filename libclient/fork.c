@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fork.c - the child of fork() has none of the parent's arenas.
+ *
+ * Everything that libarena maps is MADV_DONTFORK, so the child has neither windows nor channels.
+ * It closes what it inherited of descriptors, marks the handles, and puts the program's signal
+ * actions back. Calls on such a handle fail with EBADF, arena_close() frees it, a touch of its
+ * memory is a plain SIGSEGV, and arena_open() starts anew.
+ *
+ * All locks are taken before fork() and let go after it, so that the child finds nothing half-done.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "libclient/internal.h"
+
+static uint64_t mask_before;
+
+static void lock_arena(struct arena *a)
+{
+	pthread_mutex_lock(&a->sock_mutex);
+}
+
+static void lock_tlb(struct arena *a)
+{
+	small_lock_acquire(&a->tlb.lock);
+}
+
+static void unlock_arena(struct arena *a)
+{
+	small_lock_release(&a->tlb.lock);
+	pthread_mutex_unlock(&a->sock_mutex);
+}
+
+static void disown(struct arena *a)
+{
+	if (a->sock >= 0)
+		close(a->sock);
+	if (a->doorbell >= 0)
+		close(a->doorbell);
+	tlb_slots_close(&a->tlb);
+	a->sock = a->doorbell = -1;
+	/* What these pointed to did not come along. */
+	a->mm_map = a->channel_map = NULL;
+	a->tlb.notes = NULL;
+	a->tlb.size = 0;
+	a->tlb.lock = (struct small_lock){ 0 };
+	a->flush_running = false;
+	a->trapped = false;
+	a->foreign = 1;
+	pthread_mutex_unlock(&a->sock_mutex);
+}
+
+static void prepare(void)
+{
+	pthread_mutex_lock(&client_mutex);
+	client_for_each(lock_arena);
+	mask_before = signals_block_all();
+	client_for_each(lock_tlb);
+	sigchain_before_fork();
+}
+
+static void parent(void)
+{
+	sigchain_after_fork(false);
+	client_for_each(unlock_arena);
+	signals_restore(mask_before);
+	pthread_mutex_unlock(&client_mutex);
+}
+
+static void child(void)
+{
+	sigchain_after_fork(true);
+	client_for_each(disown);
+	client_forget_windows();
+	signals_restore(mask_before);
+	pthread_mutex_unlock(&client_mutex);
+}
+
+static int registered;
+
+static void register_once(void)
+{
+	registered = -pthread_atfork(prepare, parent, child);
+}
+
+int fork_handlers_register(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, register_once);
+	return registered;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * internal.h - what an arena_t is, and who in libclient does what.
+ *
+ *   arena.c         open, attach, close; the registry of handles and windows
+ *   connect.c       the socket: finding it, hello, calls over it
+ *   mailbox.c       calls through the channel; allowed in traps
+ *   tlb.h           page table walk, notes, refill, flush
+ *   flush_thread.c  applies what the daemon takes away
+ *   trap_signal.c   SIGSEGV in a window: refill or FAULT
+ *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
+ *   calls.c shm.c pages.c attr.c   the public calls
+ *   fork.c          the child of fork() has none of this
+ *
+ * Locks, in the order they are taken: client_mutex (open, attach, close, fork), an arena's
+ * sock_mutex, its tlb lock, the lock of sigchain.c. The last two are small_locks that traps take;
+ * no thread sends or waits for the daemon with one of them.
+ *
+ * Functions return 0 or -errno; the public ones turn that into errno.
+ */
+#ifndef LIBCLIENT_INTERNAL_H
+#define LIBCLIENT_INTERNAL_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arena/abi.h"
+#include "arena/arena.h"
+#include "libclient/tlb.h"
+#include "proto/frame.h"
+
+#define CLIENT_VERSION "0.1.0"
+#define CLIENT_MAX_ARENAS 64u
+
+/* Memory to unpack a mailbox's reply: small, for a trap may be on a small stack. */
+#define CLIENT_REPLY_ARENA 512u
+
+struct mailboxes {
+	struct arena_mailbox *box;
+	uint64_t free;     /* bit per mailbox */
+	uint32_t freed;    /* futex: counts while somebody waits for one */
+	uint32_t waiting;  /* threads that do */
+	uint64_t next_id;
+	uint32_t spin;     /* how long replies took lately, in pauses */
+};
+
+struct arena {
+	/* the socket */
+	int sock;
+	pthread_mutex_t sock_mutex;
+	uint64_t sock_id;
+	uint32_t dead;     /* the daemon hung up: every call is ECONNRESET */
+	uint32_t foreign;  /* a copy in the child of fork(): every call is EBADF */
+
+	/* the address space; valid once `attached` is seen set */
+	uint32_t attached;
+	uint64_t window_wanted;
+	int doorbell;
+	void *mm_map, *channel_map;
+	uint64_t mm_len, channel_len;
+	struct mailboxes mail;
+	struct tlb tlb;
+	pthread_t flush_thread;
+	bool flush_running;
+	uint32_t flush_stop;
+	bool trapped;      /* counted by trap_install() */
+};
+
+struct arena_shm {
+	struct arena *arena;
+	uint32_t segment;
+};
+
+/* ---- arena.c ---- */
+
+/* For open, attach, close and fork. */
+extern pthread_mutex_t client_mutex;
+/* 0 if `a` is an open handle of this process; -EINVAL, -EBADF. */
+int client_enter(const struct arena *a);
+/* The same, and its address space exists from here on. */
+int client_enter_attached(struct arena *a);
+/* Run on every handle, also one being closed; under client_mutex. */
+void client_for_each(void (*f)(struct arena *a));
+/*
+ * The arena whose window has `addr`, held until client_put_window(*hold): it is not closed
+ * meanwhile. NULL if there is none. For traps.
+ */
+struct arena *client_get_window(uint64_t addr, unsigned *hold);
+void client_put_window(unsigned hold);
+/* fork.c: the child has no windows and no trap. */
+void client_forget_windows(void);
+/* errno and -1 for a negative r, else r. */
+int client_return(int r);
+
+/* ---- connect.c ---- */
+
+/* A socket call's packets; large, so from the heap. */
+struct sock_buffer {
+	char packet[ARENA_SOCKET_MAX_MESSAGE];
+	char arena[FRAME_ARENA_SOCKET];
+};
+
+int connect_daemon(struct arena *a, const char *path);
+/*
+ * One call over the socket. 0 and *reply (in `b`), or -errno, which may be the reply's own error.
+ * Descriptors that came, at most max_fds, are the caller's.
+ */
+int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
+		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds);
+/* The same descriptor at a high number, out of the program's way; `fd` is consumed. */
+int client_high_fd(int fd);
+uint32_t client_umask(void);
+
+/* ---- mailbox.c ---- */
+
+struct mail_reply {
+	Arena__Reply *reply;
+	_Alignas(16) char memory[CLIENT_REPLY_ARENA];
+};
+
+void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box);
+/*
+ * One call through a mailbox; flushes that the reply asks for are done on return. 0 or -errno,
+ * which may be the reply's own error. `blocked`: as tlb_lock. Async-signal-safe.
+ */
+int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked);
+
+/* ---- flush_thread.c ---- */
+
+int flush_thread_start(struct arena *a);
+void flush_thread_stop(struct arena *a);
+/* In a calling thread: apply the ring at least up to `seq`. */
+void client_flush_upto(struct arena *a, uint64_t seq, bool blocked);
+
+/* ---- trap_signal.c ---- */
+
+struct fault_signal {
+	int signo, code;
+};
+
+int trap_install(void);   /* counted; under client_mutex */
+void trap_uninstall(void);
+void trap_forget(void); /* in the child of fork(): nobody needs it any more */
+/* Make [addr] accessible. 0, or 1 and the signal that refuses it. */
+int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused);
+
+/* ---- sigchain.c ---- */
+
+typedef void (*sigchain_handler)(int, siginfo_t *, void *);
+
+int sigchain_install(sigchain_handler handler);
+void sigchain_uninstall(sigchain_handler handler);
+/* As the kernel would: call the program's handler, or arrange its death. Called by the handler. */
+void sigchain_deliver(int sig, siginfo_t *info, void *context);
+void sigchain_before_fork(void);
+void sigchain_after_fork(bool child);
+
+/* ---- fork.c ---- */
+
+int fork_handlers_register(void);
+
+#endif

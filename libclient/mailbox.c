@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * mailbox.c - calls through the channel.
+ *
+ * A call takes a mailbox, packs the request into it, and spins a little for the reply before it
+ * sleeps: a daemon that is polling answers in about a microsecond, one that has to be woken takes
+ * tens. How long to spin follows how long replies took lately; a spin in vain halves it, and every
+ * 16th call spins in full to notice that things got better. On one CPU nobody spins.
+ *
+ * A trap may come in the middle of another call of the same thread, so nothing here is a lock:
+ * mailboxes are bits of a word, taken by compare-and-swap.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/os.h"
+#include "base/util.h"
+#include "libclient/internal.h"
+
+#define SPIN_MAX 800u
+#define SPIN_MIN 20u
+#define SPIN_PROBE 16u
+#define LOOK_FOR_HANGUP (200 * NSEC_PER_MSEC)
+
+void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
+{
+	m->box = box;
+	m->free = ~UINT64_C(0);
+	m->freed = m->waiting = 0;
+	m->next_id = 0;
+	m->spin = SPIN_MAX;
+}
+static_assert(ARENA_NR_MAILBOXES == 64, "a bit of one word per mailbox");
+
+/* poll(2) goes straight to the kernel: the C library's is a cancellation point. */
+static bool daemon_gone(struct arena *a)
+{
+	struct pollfd p = { .fd = a->sock, .events = POLLRDHUP };
+
+	if (load_acquire(&a->dead))
+		return true;
+	if (syscall(SYS_poll, &p, 1, 0) != 1 || !(p.revents & (POLLHUP | POLLRDHUP | POLLERR)))
+		return false;
+	store_release(&a->dead, 1);
+	return true;
+}
+
+static int try_take(struct mailboxes *m)
+{
+	uint64_t free = load_relaxed(&m->free);
+
+	while (free)
+		if (__atomic_compare_exchange_n(&m->free, &free, free & (free - 1), false,
+						__ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+			return __builtin_ctzll(free);
+	return -EAGAIN;
+}
+
+static int take(struct arena *a)
+{
+	struct mailboxes *m = &a->mail;
+	int nr = try_take(m);
+
+	while (nr < 0) {
+		uint32_t freed = load_acquire(&m->freed);
+
+		__atomic_fetch_add(&m->waiting, 1, __ATOMIC_SEQ_CST);
+		nr = try_take(m);
+		if (nr < 0)
+			os_futex_wait(&m->freed, freed, LOOK_FOR_HANGUP);
+		__atomic_fetch_sub(&m->waiting, 1, __ATOMIC_SEQ_CST);
+		if (nr < 0 && daemon_gone(a))
+			return -ECONNRESET;
+	}
+	return nr;
+}
+
+static void give_back(struct mailboxes *m, int nr)
+{
+	__atomic_fetch_or(&m->free, UINT64_C(1) << nr, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&m->waiting, __ATOMIC_SEQ_CST)) {
+		__atomic_fetch_add(&m->freed, 1, __ATOMIC_RELEASE);
+		os_futex_wake(&m->freed, 1);
+	}
+}
+
+static bool spin_for_reply(struct mailboxes *m, struct arena_mailbox *box, uint64_t id)
+{
+	uint32_t usual = load_relaxed(&m->spin);
+	uint32_t limit = id % SPIN_PROBE ? MIN(2 * usual + SPIN_MIN, SPIN_MAX) : SPIN_MAX;
+
+	if (os_nr_cpus() == 1)
+		return false;
+	for (uint32_t i = 0; i < limit; i++) {
+		if (load_acquire(&box->state) == ARENA_MAILBOX_REPLY) {
+			store_relaxed(&m->spin, usual + i / 4 - usual / 4);
+			return true;
+		}
+		__builtin_ia32_pause();
+	}
+	store_relaxed(&m->spin, usual / 2);
+	return false;
+}
+
+static int wait_for_reply(struct arena *a, struct arena_mailbox *box, uint64_t id)
+{
+	uint32_t state = ARENA_MAILBOX_REQUEST;
+
+	if (spin_for_reply(&a->mail, box, id))
+		return 0;
+	__atomic_compare_exchange_n(&box->state, &state, ARENA_MAILBOX_REQUEST_WAIT, false,
+				    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	while (load_acquire(&box->state) == ARENA_MAILBOX_REQUEST_WAIT) {
+		int r = os_futex_wait(&box->state, ARENA_MAILBOX_REQUEST_WAIT, LOOK_FOR_HANGUP);
+
+		/* The daemon may have answered and then gone. */
+		if (r == -ETIMEDOUT && daemon_gone(a) &&
+		    load_acquire(&box->state) != ARENA_MAILBOX_REPLY)
+			return -ECONNRESET;
+	}
+	return load_acquire(&box->state) == ARENA_MAILBOX_REPLY ? 0 : -EPROTO;
+}
+
+static void send_request(struct arena *a, int nr)
+{
+	struct arena_channel_header *ch = a->tlb.channel;
+
+	store_release(&a->mail.box[nr].state, ARENA_MAILBOX_REQUEST);
+	__atomic_fetch_or(&ch->pending, UINT64_C(1) << nr, __ATOMIC_SEQ_CST);
+	fence_full();
+	if (!load_relaxed(&ch->daemon_poll))
+		os_eventfd_ring(a->doorbell);
+}
+
+static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m)
+{
+	struct arena_mailbox *box = &a->mail.box[nr];
+	struct frame_arena fa = { .buf = m->memory, .size = sizeof(m->memory) };
+	uint64_t id = __atomic_add_fetch(&a->mail.next_id, 1, __ATOMIC_RELAXED);
+	size_t len;
+	int r;
+
+	r = frame_pack_request(request, box->payload, sizeof(box->payload), &len);
+	if (r < 0)
+		return r;
+	box->len = (uint32_t)len;
+	box->request_id = id;
+	send_request(a, nr);
+	r = wait_for_reply(a, box, id);
+	if (r < 0)
+		return r;
+	if (box->request_id != id || box->len > sizeof(box->payload))
+		return -EPROTO;
+	return frame_unpack_reply(box->payload, box->len, &fa, &m->reply) < 0 ? -EPROTO : 0;
+}
+
+int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked)
+{
+	int nr, r;
+
+	ASSERT(!small_lock_held(&a->tlb.lock));
+	if (load_acquire(&a->dead))
+		return -ECONNRESET;
+	nr = take(a);
+	if (nr < 0)
+		return nr;
+	r = exchange(a, nr, request, m);
+	/* A mailbox that the daemon may still answer is never used again. */
+	if (r == -ECONNRESET)
+		return r;
+	store_release(&a->mail.box[nr].state, ARENA_MAILBOX_FREE);
+	give_back(&a->mail, nr);
+	if (r < 0)
+		return r;
+	if (m->reply->flush_seq)
+		client_flush_upto(a, m->reply->flush_seq, blocked);
+	return m->reply->error > 0 ? -m->reply->error : 0;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tlb.h - the software TLB: the page table's walk, and the kernel mappings made from it.
+ *
+ * The window is one reservation (PROT_NONE). A refill replaces a run of it by a shared mapping
+ * of an arena file, a flush puts the reservation back. What is mapped is noted here, by address
+ * and in private memory, four bits a page:
+ *
+ *     window   |  res  | VMA 1 | VMA 2 |     res     | VMA 3 |
+ *     mapped    0 0 0 0 1 1 1 1 1 1 1 1 0 0 0 0 0 0 0 1 1 1 1
+ *     starts    . . . . 1 . . . 1 . . . . . . . . . . 1 . . .
+ *
+ * Why by address, when the accessed bits beside the tables say nearly the same: the daemon may
+ * take a table out of the tree and put another in its place before this client has applied the
+ * flush between the two; the new table's bits know nothing of what was mapped through the old
+ * one. The accessed bits are kept too, for the daemon: hints.
+ *
+ * Invariants, all under `lock`:
+ * - A page with a clear `mapped` bit is reservation; with a set one it maps what a present
+ *   entry said at some time after the last flush of that page.
+ * - The entry is read and the mapping made under one hold, so no mapping outlives its flush.
+ * - starts + pieces + 1 is the number of kernel mappings in the window, as good as it can be
+ *   told without asking; never held across an RPC; nothing of the window is touched inside.
+ */
+#ifndef LIBCLIENT_TLB_H
+#define LIBCLIENT_TLB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "arena/abi.h"
+#include "libclient/lock.h"
+
+#define WINDOW_SIZE_MAX (UINT64_C(64) << 40)
+
+/* Notes of 64 pages. */
+struct tlb_note {
+	uint64_t mapped;
+	uint64_t starts;     /* a kernel mapping begins here (estimate) */
+	uint64_t writable;   /* mapped with PROT_WRITE */
+	uint64_t executable; /* mapped with PROT_EXEC */
+};
+
+/* Notes get memory by chunks: 128 KiB for 1 GiB of window. */
+#define NOTE_CHUNK_SHIFT 30
+#define NOTE_CHUNK_NOTES ((UINT64_C(1) << NOTE_CHUNK_SHIFT) / ARENA_PAGE_SIZE / 64)
+#define NOTE_CHUNKS_MAX (WINDOW_SIZE_MAX >> NOTE_CHUNK_SHIFT)
+
+#define SLOTS_PER_CHUNK 64u
+
+struct tlb {
+	uint64_t base, size; /* the window */
+	/* the mm file */
+	const struct arena_mm_header *header;
+	const uint64_t *tables; /* nr_tables * ARENA_PTRS_PER_TABLE */
+	uint32_t nr_tables;     /* as many as are mapped here */
+	/* the channel */
+	struct arena_channel_header *channel;
+	struct arena_flush_entry *ring;
+	struct arena_table_bits *bits;
+	/* descriptors of arena files, plus one; grows in chunks, read without a lock */
+	int *slots[ARENA_MAX_SLOTS / SLOTS_PER_CHUNK];
+
+	struct small_lock lock;
+	struct tlb_note *notes;
+	uint64_t nr_starts, nr_pieces;
+	uint64_t max_maps; /* drop everything above this estimate */
+	uint64_t applied;  /* flushes done; read without the lock, too */
+	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
+};
+
+/* ---- walk.c ---- */
+
+struct tlb_walk {
+	uint64_t pte;   /* 0: nothing present */
+	unsigned level; /* where the walk ended: 0, 1 (a leaf), or where it found nothing */
+	uint32_t table; /* the table that holds pte */
+	unsigned index;
+};
+
+struct tlb_run {
+	uint64_t start, end; /* addresses */
+	uint64_t pte;        /* the entry of `start` */
+	unsigned level;      /* 0 or 1 */
+	uint32_t table;
+	unsigned index, nr;    /* entries of the table */
+	unsigned nr_ahead;     /* of them, filled ahead */
+	bool joins_left, joins_right; /* the kernel will merge it with its neighbour */
+};
+
+#define TLB_LEAF_RUN 128u
+
+/* The entry of `addr`, which lies in the window. True if a mappable entry is present. */
+bool tlb_walk(const struct tlb *t, uint64_t addr, struct tlb_walk *w);
+bool tlb_permits(uint64_t pte, unsigned prot);
+/* The largest run around w's entry that one mmap can map. */
+void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w,
+		  struct tlb_run *run);
+
+/* ---- notes.c; pages are numbered from the window's base ---- */
+
+int tlb_notes_init(struct tlb *t); /* after base and size are set */
+void tlb_notes_exit(struct tlb *t);
+void tlb_notes_forget(struct tlb *t);
+int tlb_note_prepare(struct tlb *t, uint64_t page); /* memory for the notes of its GiB */
+/* [first, first + n) lies in one prepared GiB. `prot`: PROT_WRITE, PROT_EXEC count. */
+void tlb_note_mapped(struct tlb *t, uint64_t first, uint64_t n, unsigned prot, bool joins_left,
+		     bool joins_right);
+void tlb_note_unmapped(struct tlb *t, uint64_t first, uint64_t n);
+void tlb_note_wrprotected(struct tlb *t, uint64_t first, uint64_t n);
+bool tlb_note_is_mapped(const struct tlb *t, uint64_t page);
+/* Is every page of the range mapped with the rights that `pte` gives? */
+bool tlb_note_covers(const struct tlb *t, uint64_t first, uint64_t n, uint64_t pte);
+/* First mapped (mapped and writable) page of [first, end), `end` if none; and the last, plus 1. */
+uint64_t tlb_note_next(const struct tlb *t, uint64_t first, uint64_t end, bool writable);
+uint64_t tlb_note_last(const struct tlb *t, uint64_t first, uint64_t end);
+/* End of the run of writable pages from `first` on with the same executable bit. */
+uint64_t tlb_note_writable_end(const struct tlb *t, uint64_t first, uint64_t end);
+bool tlb_note_executable(const struct tlb *t, uint64_t page);
+
+static inline uint64_t tlb_nr_maps(const struct tlb *t)
+{
+	return t->nr_starts + t->nr_pieces + 1;
+}
+
+/* ---- tlb.c ---- */
+
+/*
+ * Take and leave `lock`. `blocked`: all signals are blocked already (traps, the flush thread);
+ * else tlb_lock blocks them and returns the mask that tlb_unlock puts back.
+ */
+uint64_t tlb_lock(struct tlb *t, bool blocked);
+void tlb_unlock(struct tlb *t, uint64_t mask, bool blocked);
+
+enum tlb_result {
+	TLB_DONE = 0,
+	TLB_MISS = 1, /* the entry is absent or forbids it: the daemon's business */
+};
+
+/* Under the lock: map what `addr` needs. enum tlb_result, or -errno if it cannot be mapped. */
+int tlb_refill(struct tlb *t, uint64_t addr, unsigned access);
+/* Takes the lock by itself: map all of the range that is present and permits `access`. */
+void tlb_refill_range(struct tlb *t, uint64_t start, uint64_t end, unsigned access);
+/* Under the lock: unmap the window. */
+void tlb_drop(struct tlb *t);
+/* Takes the lock: apply the ring up to its head and return that number. */
+uint64_t tlb_flush(struct tlb *t, bool blocked);
+/* Every flush up to `seq` is done: tell the daemon. */
+void tlb_ack(struct tlb *t, uint64_t seq, int doorbell);
+/* Descriptor of a slot, -1 if there is none. */
+int tlb_slot_fd(const struct tlb *t, unsigned slot);
+/* The descriptor becomes the tlb's; one caller at a time. -EBADF, -EEXIST, -ENOMEM: still yours. */
+int tlb_slot_set(struct tlb *t, unsigned slot, int fd);
+void tlb_slots_close(struct tlb *t);
+
+#endif
