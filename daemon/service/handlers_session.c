@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/* handlers_session.c - hello, attach, null, bye: a connection and its address space. */
+#include "daemon/service/internal.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "arena/arena.h"
+#include "base/cleanup.h"
+#include "base/os.h"
+
+#define USER_ADDRESS_END (UINT64_C(1) << 47)
+#define TOKEN_BYTES 16
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#define DAEMON_VERSION \
+	TEXT(ARENA_VERSION_MAJOR) "." TEXT(ARENA_VERSION_MINOR) "." TEXT(ARENA_VERSION_PATCH)
+
+int handle_hello(struct call *call)
+{
+	const Arena__Hello *m = call->request->hello;
+	struct peer *p = call->peer;
+	struct phys *phys = p->service->machine->phys;
+	Arena__HelloReply *reply = CALL_RESULT(call, hello, HELLO);
+
+	reply->abi_major = ARENA_ABI_MAJOR;
+	reply->abi_minor = ARENA_ABI_MINOR;
+	reply->daemon = (char *)DAEMON_VERSION;
+	reply->arena_size = phys_nr_frames(phys) << ARENA_PAGE_SHIFT;
+	reply->nr_nodes = phys_nr_nodes(phys);
+	peer_set_comm(p, m->comm);
+	if (m->abi_major != ARENA_ABI_MAJOR || m->abi_minor > ARENA_ABI_MINOR) {
+		call->close_after = true;
+		call->close_why = "it speaks another version of the protocol";
+		return ARENA_E_PROTOCOL;
+	}
+	p->state = PEER_READY;
+	state_event(service_state(p->service), EV_ARENA_CLIENT_OPEN, 1);
+	log_debug("client %d (%s, uid %u) connected, libarena %.32s", (int)p->cred.pid, p->comm,
+		  (unsigned)p->cred.uid, m->library);
+	return 0;
+}
+
+static bool window_acceptable(uint64_t base, uint64_t size)
+{
+	uint64_t end;
+
+	return size >= ARENA_WINDOW_SIZE_MIN && IS_ALIGNED(size, ARENA_WINDOW_ALIGN) && base &&
+	       IS_ALIGNED(base, ARENA_WINDOW_ALIGN) && !__builtin_add_overflow(base, size, &end) &&
+	       end <= USER_ADDRESS_END;
+}
+
+static int attach(struct call *call, struct mm *mm)
+{
+	_cleanup_(closep) int doorbell = os_eventfd();
+	_cleanup_(closep) int table = os_reopen_readonly(mm_file(mm));
+	struct peer *p = call->peer;
+	Arena__AttachReply *reply;
+	int r;
+
+	if (doorbell < 0 || table < 0)
+		return doorbell < 0 ? doorbell : table;
+	r = peer_attached(p, mm, TAKE_FD(doorbell));
+	if (r)
+		return r;
+	reply = CALL_RESULT(call, attach, ATTACH);
+	reply->mm_id = mm_id(mm);
+	reply->token.data = (uint8_t *)mm_token(mm);
+	reply->token.len = TOKEN_BYTES;
+	call_add_fd(call, TAKE_FD(table), true);
+	call_add_fd(call, mm_channel_file(mm), false);
+	call_add_fd(call, p->doorbell, false);
+	call_add_fd(call, domain_fd(mm_domain(mm)), false);
+	return 0;
+}
+
+int handle_attach(struct call *call)
+{
+	const Arena__Attach *m = call->request->attach;
+	struct peer *p = call->peer;
+	struct mm_params params = {
+		.window_base = m->window_base,
+		.window_size = m->window_size,
+		.cred = &p->cred,
+		.comm = p->comm,
+		.process_domain = p->service->machine->config.process_isolation,
+	};
+	struct mm *mm;
+	int r;
+
+	if (p->mm)
+		return ARENA_E_BUSY;
+	/* Frames must not be given to a process whose death we would not hear of. */
+	if (p->pidfd < 0)
+		return ARENA_E_PERMISSION;
+	if (!window_acceptable(m->window_base, m->window_size))
+		return ARENA_E_INVALID;
+	r = mm_create(p->service->machine->virt, &params, &mm);
+	if (r)
+		return r;
+	r = attach(call, mm);
+	if (r)
+		mm_destroy(mm);
+	return r;
+}
+
+int handle_null(struct call *call)
+{
+	(void)call;
+	return 0;
+}
+
+int handle_bye(struct call *call)
+{
+	peer_bye(call->peer);
+	return 0;
+}

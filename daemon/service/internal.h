@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * internal.h - what the files of this room share.
+ *
+ *	loop.c      the loop: sockets, doorbells, adaptive polling, going to sleep, timers
+ *	listener.c  the listening socket (listener.h)
+ *	accept.c    connections and whose they are
+ *	peer.c      a peer's life from hello to the last frame
+ *	mailbox.c   requests out of a channel, replies into it
+ *	call.c      decoding, the method table, replies, calls that are answered later
+ *	handlers_*  a family of calls each
+ *
+ * Lifetime of a peer: the struct is freed by service_reap() only, between calls, so whoever holds
+ * a pointer may go on to ask peer_is_closed() after anything that may have closed it.
+ */
+#ifndef SERVICE_INTERNAL_H
+#define SERVICE_INTERNAL_H
+
+#include <bsd/sys/queue.h>
+#include <event2/event.h>
+
+#include "daemon/service/service.h"
+#include "proto/frame.h"
+
+#define SERVICE_MAX_PEERS 4096u
+#define SERVICE_HELLO_SECONDS 10
+#define SERVICE_MAX_BAD_MESSAGES 16u
+#define SERVICE_PACKETS_PER_ROUND 16u
+#define SERVICE_NR_SNAPSHOTS 4u
+#define SERVICE_ATTR_PIECE (48u << 10)
+#define SERVICE_MAX_COMM 32
+
+/* ---- peers ------------------------------------------------------------------------------------- */
+
+enum peer_state {
+	PEER_NEW,    /* has not said hello */
+	PEER_READY,  /* has */
+	PEER_BYE,    /* said bye: nothing of it is mapped any more */
+	PEER_ORPHAN, /* connection over, but the process lives and still maps frames */
+	PEER_CLOSED, /* over; waits for service_reap() */
+};
+
+/* What one read of an attribute at offset 0 gave; later offsets of the path read from it. */
+struct snapshot {
+	char *path, *text;
+	size_t len;
+	uint64_t used; /* service's clock of uses, for taking the oldest */
+};
+
+struct peer {
+	struct service *service;
+	LIST_ENTRY(peer) link;         /* service's peers, or its closed ones */
+	TAILQ_ENTRY(peer) polled_link; /* while `polled` */
+	enum peer_state state;
+	struct credentials cred;       /* groups: ours */
+	char comm[SERVICE_MAX_COMM];
+	int fd, pidfd, doorbell;       /* -1: none */
+	struct event *socket_event, *pidfd_event, *doorbell_event, *hello_timer;
+	struct mm *mm;
+	unsigned bad_messages;
+	bool polled;            /* daemon_poll is set and the loop looks at the channel by itself */
+	uint64_t last_call;     /* when a mailbox of it was served */
+	uint64_t taken;         /* mailboxes taken out of `pending`, not served yet */
+	uint64_t unanswered;    /* mailboxes whose call is answered later */
+	uint64_t flush_seen;    /* flush last asked about, and how often: see flush timer */
+	unsigned flush_asked;
+	struct snapshot snapshot[SERVICE_NR_SNAPSHOTS];
+	LIST_HEAD(, later) later; /* calls to be answered later */
+};
+
+/* A peer for a connection; takes over fd and pidfd (-1: by cred->pid), also on failure. */
+int peer_create(struct service *s, int fd, int pidfd, const struct credentials *cred,
+		struct peer **out);
+/* It said that nothing is mapped any more: the frames come back, the connection stays. */
+void peer_bye(struct peer *p);
+/* The connection is over for whatever reason; frames stay while the process may map them. */
+void peer_close(struct peer *p);
+/* The same, and the frames come back whatever the process maps. */
+void peer_destroy(struct peer *p);
+/* Close with a log line: it does not speak the protocol, or not as a client may. */
+void peer_refuse(struct peer *p, const char *why);
+/* One more message that is not one. */
+void peer_bad_message(struct peer *p, const char *what);
+/* The process maps the window's files from here on: doorbell is watched. Takes over doorbell. */
+int peer_attached(struct peer *p, struct mm *mm, int doorbell);
+/* Fill p->comm from what the client says. */
+void peer_set_comm(struct peer *p, const char *comm);
+
+/* ---- calls ------------------------------------------------------------------------------------ */
+
+#define CALL_SOCKET UINT32_MAX
+
+/* A request being served: where its answer goes and what it will be. */
+struct call {
+	struct peer *peer;
+	uint32_t mailbox; /* CALL_SOCKET: a packet */
+	uint64_t id;
+	uint64_t posted;  /* mm_flush_posted() when it came */
+	const Arena__Request *request;
+	Arena__Reply reply;
+	union {
+		Arena__HelloReply hello;
+		Arena__AttachReply attach;
+		Arena__FaultReply fault;
+		Arena__AddressReply address;
+		Arena__PopulateReply populate;
+		Arena__ShmOpenReply shm_open;
+		Arena__ShmStatReply shm_stat;
+		Arena__AllocPagesReply alloc_pages;
+		Arena__AttrReadReply attr_read;
+	} result;
+	int fds[ARENA_SOCKET_MAX_FDS];
+	bool own_fd[ARENA_SOCKET_MAX_FDS]; /* closed when the reply is out */
+	unsigned nr_fds;
+	bool close_after; /* refuse the peer when it has the answer */
+	const char *close_why;
+};
+
+/* Answer with this member of the union; evaluates to a pointer to it, initialised. */
+#define CALL_RESULT(call, member, CASE)                                       \
+	({                                                                    \
+		arena__##member##_reply__init(&(call)->result.member);        \
+		(call)->reply.result_case = ARENA__REPLY__RESULT_##CASE;      \
+		(call)->reply.member = &(call)->result.member;                \
+		&(call)->result.member;                                       \
+	})
+
+/* A handler's return: the reply is not due yet, call_later() has the call. */
+#define CALL_LATER INT32_MIN
+
+/* 0, ARENA_E_*, -errno: what the client gets; or CALL_LATER. */
+typedef int handler_fn(struct call *call);
+
+enum method_where { METHOD_SOCKET = 1, METHOD_MAILBOX = 2, METHOD_BOTH = 3 };
+enum method_needs { METHOD_NEEDS_NOTHING, METHOD_NEEDS_HELLO, METHOD_NEEDS_MM };
+
+struct method {
+	const char *name; /* NULL: no such call */
+	handler_fn *handler;
+	enum method_where where;
+	enum method_needs needs;
+};
+/* NULL for a case without a row. */
+const struct method *method_find(unsigned request_case);
+
+#define METHOD(CASE, name, handler, where, needs) handler_fn handler;
+#include "daemon/service/methods.def"
+#undef METHOD
+
+/* Decode, serve and answer what came by `mailbox`, or CALL_SOCKET. */
+void call_serve(struct peer *p, uint32_t mailbox, uint64_t id, const void *bytes, size_t len);
+/* Descriptors travel with the reply in the order of these calls; owned ones are closed then. */
+void call_add_fd(struct call *call, int fd, bool owned);
+
+/*
+ * A call that waits for other clients' flushes. Make one, hand `wait` to the operation, then
+ * either drop it (nobody to wait for) or return call_later(), which answers when all have
+ * acknowledged or the deadline has passed.
+ */
+struct later {
+	LIST_ENTRY(later) link;           /* the peer's */
+	TAILQ_ENTRY(later) finished_link; /* the service's, while `finished` */
+	struct flush_wait wait;
+	struct call call;
+	struct event *deadline;
+	bool finished;
+};
+struct later *later_create(struct call *call);
+struct later *later_drop(struct later *l);
+int call_later(struct later *l);
+/* Answer the calls whose wait is over. True: there were some. */
+bool service_answer_finished(struct service *s);
+
+/* Packs and stores the answer; wakes the caller. */
+void mailbox_reply(struct peer *p, uint32_t mailbox, uint64_t id, const Arena__Reply *reply);
+/* The peer's channel has requests that nobody has looked at. */
+bool channel_pending(const struct peer *p);
+
+/* ---- the service ------------------------------------------------------------------------------- */
+
+struct service {
+	struct machine *machine;
+	const struct service_attr_ops *attr;
+	void *attr_ctx;
+	int listen_fd;
+	struct event_base *base;
+	struct event *listen_event, *listen_retry, *kzerod_event, *flush_timer;
+	struct event *signal_event[3];
+	LIST_HEAD(, peer) peers;
+	LIST_HEAD(, peer) closed; /* for service_reap() */
+	unsigned nr_peers;
+	TAILQ_HEAD(, peer) polled;
+	TAILQ_HEAD(, later) finished;
+	bool stopping;
+	bool worked;        /* since last asked: something was served */
+	uint64_t last_call; /* when a mailbox was served last */
+	uint64_t mean_gap;  /* average time from a call's end to the next call, ns */
+	bool slept;         /* since the last call */
+	bool flush_soon;    /* the flush timer runs with its short delay */
+	uint64_t uses;      /* clock of snapshots */
+	struct {
+		uint64_t since;
+		unsigned lines, dropped;
+	} warned;
+	/* One request is decoded at a time. */
+	char packet[ARENA_SOCKET_MAX_MESSAGE];
+	char frame[FRAME_ARENA_SOCKET];
+};
+
+static inline struct state *service_state(struct service *s)
+{
+	return phys_state(s->machine->phys);
+}
+
+/* A warning about what clients did; a hostile one cannot fill the log with it. */
+void service_warn(struct service *s, const char *fmt, ...) __printf_(2, 3);
+/* The channel was active: look at it without being told, for a while. */
+void service_poll_peer(struct service *s, struct peer *p);
+void service_stop_polling(struct service *s, struct peer *p);
+/* Wake the flush threads of all other clients that have something to acknowledge. */
+void service_hurry_flushes(struct service *s, const struct peer *except);
+/* After any batch of work: acknowledgements, finished calls, zeroed blocks, closed peers. */
+void service_settle(struct service *s);
+void service_reap(struct service *s);
+
+void service_accept_cb(evutil_socket_t fd, short what, void *data);
+void service_accept_again(struct service *s); /* a descriptor was given back */
+
+#endif

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * loop.c - the control thread: what it looks at, and when it sleeps.
+ *
+ *	       doorbell, socket, pidfd, kzerod, timer, signal
+ *	  +--------------------------------------------------------+
+ *	  v                                                        |
+ *	POLL one mailbox of each polled channel, again and again   |
+ *	  |   (events in between, every 64 calls or 100 us)        |
+ *	  | nothing came for as long as it is worth waiting        |
+ *	  v                                                        |
+ *	clear daemon_poll of the polled channels, full fence,      |
+ *	look once more ---- something there: back to POLL          |
+ *	  | nothing                                                |
+ *	  v                                                        |
+ *	SLEEP in the event loop -----------------------------------+
+ *
+ * A channel is polled from the ring of its doorbell until the next sleep, or until it was quiet
+ * for a while beside busier ones. Whether polling is worth it is decided by the mean gap between a
+ * call and the next one: above the budget (poll_usecs) the loop sleeps at once. A gap that ended
+ * in a sleep counts less what the wake-up cost, else nobody who was once slow could become fast.
+ *
+ * Nothing here is periodic: an idle daemon with idle clients does not wake. Clients that owe an
+ * acknowledgement are asked to ring when they give it; their flush threads are woken after 5 ms
+ * and again after 50 ms, and then nothing more is done until another flush is posted.
+ */
+#include "daemon/service/internal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/os.h"
+#include "daemon/sync/lock.h"
+
+#define EVENTS_EVERY_CALLS 64
+#define EVENTS_EVERY_NS (100 * NSEC_PER_USEC)
+#define WAKE_UP_NS (50 * NSEC_PER_USEC) /* from a doorbell to the mailbox, when asleep */
+#define QUIET_BUDGETS 10                /* a channel quiet for so many budgets is not polled */
+#define FLUSH_SOON_USECS 5000
+#define FLUSH_LATE_USECS 50000
+#define FLUSH_ASK_LIMIT 2
+
+/* ---- which channels are polled ---------------------------------------------------------------- */
+
+static uint32_t *poll_word(const struct peer *p)
+{
+	return &((struct arena_channel_header *)mm_channel(p->mm))->daemon_poll;
+}
+
+void service_poll_peer(struct service *s, struct peer *p)
+{
+	if (p->polled || !p->mm)
+		return;
+	p->polled = true;
+	p->last_call = clock_now();
+	TAILQ_INSERT_TAIL(&s->polled, p, polled_link);
+	store_relaxed(poll_word(p), 1);
+}
+
+void service_stop_polling(struct service *s, struct peer *p)
+{
+	if (!p->polled)
+		return;
+	p->polled = false;
+	TAILQ_REMOVE(&s->polled, p, polled_link);
+	store_relaxed(poll_word(p), 0);
+}
+
+/* From here on every polled client rings; true if one set its bit before it could know. */
+static bool call_came_while_leaving(struct service *s)
+{
+	struct peer *p;
+
+	TAILQ_FOREACH(p, &s->polled, polled_link)
+		store_relaxed(poll_word(p), 0);
+	/* Pairs with the client's: set the bit, then read daemon_poll. */
+	fence_full();
+	TAILQ_FOREACH(p, &s->polled, polled_link)
+		if (channel_pending(p))
+			return true;
+	return false;
+}
+
+static void resume_polling(struct service *s)
+{
+	struct peer *p;
+
+	TAILQ_FOREACH(p, &s->polled, polled_link)
+		store_relaxed(poll_word(p), 1);
+}
+
+static uint64_t poll_budget(struct service *s)
+{
+	uint64_t budget = state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
+
+	return os_nr_cpus() < 2 || s->mean_gap > budget ? 0 : budget;
+}
+
+/* A busy neighbour must not keep us looking at everybody who ever called. */
+static void drop_quiet_channels(struct service *s, uint64_t now)
+{
+	uint64_t quiet = QUIET_BUDGETS * state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
+	struct peer *p, *next;
+
+	TAILQ_FOREACH_SAFE(p, &s->polled, polled_link, next) {
+		if (now - p->last_call <= MAX(quiet, EVENTS_EVERY_NS))
+			continue;
+		store_relaxed(poll_word(p), 0);
+		fence_full();
+		if (channel_pending(p))
+			store_relaxed(poll_word(p), 1);
+		else
+			service_stop_polling(s, p);
+	}
+}
+
+/* ---- polling ----------------------------------------------------------------------------------- */
+
+static inline void relax_cpu(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield" ::: "memory");
+#endif
+}
+
+static void note_gap(struct service *s, uint64_t now)
+{
+	uint64_t budget = state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
+	uint64_t gap = now - s->last_call;
+
+	if (s->slept)
+		gap -= MIN(gap, WAKE_UP_NS);
+	s->slept = false;
+	/* One long pause is forgotten after a few calls. */
+	gap = MIN(gap, 4 * budget);
+	s->mean_gap += gap / 8 - s->mean_gap / 8;
+}
+
+/* One mailbox of each polled channel. True: there was one. */
+static bool serve_polled(struct service *s, uint64_t now)
+{
+	struct peer *p, *next;
+	bool any = false;
+
+	TAILQ_FOREACH_SAFE(p, &s->polled, polled_link, next) {
+		if (!channel_pending(p))
+			continue;
+		if (!any)
+			note_gap(s, now);
+		any = true;
+		p->last_call = now;
+		channel_serve(p);
+	}
+	if (any)
+		s->last_call = clock_now();
+	return any;
+}
+
+static int look_at_events(struct service *s, int flags)
+{
+	int r = event_base_loop(s->base, flags);
+
+	service_settle(s);
+	return r;
+}
+
+static void poll_channels(struct service *s)
+{
+	uint64_t now = clock_now(), looked = now, busy = now;
+	unsigned calls = 0;
+
+	while (!s->stopping && !TAILQ_EMPTY(&s->polled)) {
+		if (serve_polled(s, now)) {
+			calls++;
+			now = busy = s->last_call;
+		} else {
+			if (now - busy >= poll_budget(s))
+				return;
+			relax_cpu();
+			now = clock_now();
+		}
+		if (calls < EVENTS_EVERY_CALLS && now - looked < EVENTS_EVERY_NS)
+			continue;
+		look_at_events(s, EVLOOP_NONBLOCK);
+		drop_quiet_channels(s, now);
+		calls = 0;
+		now = looked = clock_now();
+	}
+}
+
+/* ---- flushes that nobody asked for twice -------------------------------------------------------- */
+
+static void flush_timer_cb(evutil_socket_t fd, short what, void *data)
+{
+	struct service *s = data;
+	struct peer *p;
+
+	(void)fd, (void)what;
+	LIST_FOREACH(p, &s->peers, link) {
+		if (!p->mm || !mm_flush_pending(p->mm) || p->flush_asked >= FLUSH_ASK_LIMIT)
+			continue;
+		mm_flush_want(p->mm, true);
+		p->flush_asked++;
+	}
+}
+
+void service_hurry_flushes(struct service *s, const struct peer *except)
+{
+	struct peer *p;
+
+	LIST_FOREACH(p, &s->peers, link)
+		if (p != except && p->mm && mm_flush_pending(p->mm))
+			mm_flush_want(p->mm, true);
+}
+
+/* Have acknowledgements ring, and note how patient to be: microseconds, 0: nobody to wake. */
+static long want_acknowledgements(struct service *s)
+{
+	long delay = 0;
+	struct peer *p;
+
+	LIST_FOREACH(p, &s->peers, link) {
+		uint64_t posted;
+
+		if (!p->mm || !mm_flush_pending(p->mm))
+			continue;
+		posted = mm_flush_posted(p->mm);
+		if (p->flush_seen != posted) {
+			p->flush_seen = posted;
+			p->flush_asked = 0;
+		}
+		mm_flush_want(p->mm, false);
+		if (p->flush_asked == 0)
+			delay = FLUSH_SOON_USECS;
+		else if (p->flush_asked == 1 && !delay)
+			delay = FLUSH_LATE_USECS;
+	}
+	return delay;
+}
+
+static void ask_for_flushes(struct service *s)
+{
+	struct virt *v = s->machine->virt;
+	bool running = evtimer_pending(s->flush_timer, NULL);
+	struct timeval tv = {0};
+	bool soon;
+
+	if (virt_flush_pending(v)) {
+		tv.tv_usec = want_acknowledgements(s);
+		/* Pairs with the client's: store the ack, then read flush_kick. */
+		fence_full();
+		virt_flush_collect(v);
+	}
+	soon = tv.tv_usec == FLUSH_SOON_USECS;
+	if (!tv.tv_usec)
+		evtimer_del(s->flush_timer);
+	else if (!running || (soon && !s->flush_soon))
+		evtimer_add(s->flush_timer, &tv);
+	s->flush_soon = soon;
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------- */
+
+void service_settle(struct service *s)
+{
+	virt_flush_collect(s->machine->virt);
+	service_answer_finished(s);
+	kzerod_collect(s->machine->phys);
+	service_reap(s);
+}
+
+static bool may_sleep(struct service *s)
+{
+	struct peer *p;
+
+	service_settle(s);
+	if (call_came_while_leaving(s)) {
+		resume_polling(s);
+		return false;
+	}
+	while ((p = TAILQ_FIRST(&s->polled)))
+		service_stop_polling(s, p);
+	ask_for_flushes(s);
+	return !s->stopping && TAILQ_EMPTY(&s->finished);
+}
+
+int service_run(struct service *s)
+{
+	CONTROL_THREAD();
+	while (!s->stopping) {
+		poll_channels(s);
+		if (!may_sleep(s))
+			continue;
+		s->slept = true;
+		if (look_at_events(s, EVLOOP_ONCE) < 0)
+			return -EIO;
+	}
+	return 0;
+}
+
+bool service_round(struct service *s)
+{
+	CONTROL_THREAD();
+	s->worked = false;
+	look_at_events(s, EVLOOP_NONBLOCK);
+	if (serve_polled(s, clock_now()))
+		service_settle(s);
+	return s->worked;
+}
+
+void service_stop(struct service *s)
+{
+	s->stopping = true;
+	event_base_loopbreak(s->base);
+}
+
+/* ---- beginning and end ----------------------------------------------------------------------------- */
+
+static void kzerod_cb(evutil_socket_t fd, short what, void *data)
+{
+	struct service *s = data;
+
+	(void)fd, (void)what;
+	kzerod_collect(s->machine->phys);
+}
+
+static void listen_retry_cb(evutil_socket_t fd, short what, void *data)
+{
+	struct service *s = data;
+
+	(void)fd, (void)what;
+	event_add(s->listen_event, NULL);
+}
+
+static void signal_cb(evutil_socket_t number, short what, void *data)
+{
+	(void)what;
+	if (number == SIGHUP) {
+		log_info("SIGHUP: nothing to reload in this version");
+		return;
+	}
+	log_info("SIG%s: stopping", sigabbrev_np(number));
+	service_stop(data);
+}
+
+int service_catch_signals(struct service *s)
+{
+	static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
+
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
+		s->signal_event[i] = evsignal_new(s->base, signals[i], signal_cb, s);
+		if (!s->signal_event[i] || evsignal_add(s->signal_event[i], NULL) < 0)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static struct event_base *create_base(void)
+{
+	struct event_config *config = event_config_new();
+	struct event_base *base = NULL;
+
+	if (!config)
+		return NULL;
+	/* Doorbells need edges, and one thread needs no locks. */
+	if (event_config_require_features(config, EV_FEATURE_ET) == 0 &&
+	    event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK) == 0)
+		base = event_base_new_with_config(config);
+	event_config_free(config);
+	return base;
+}
+
+static int create_events(struct service *s)
+{
+	int kzerod = kzerod_eventfd(s->machine->phys);
+
+	s->base = create_base();
+	if (!s->base)
+		return -ENOMEM;
+	s->flush_timer = evtimer_new(s->base, flush_timer_cb, s);
+	if (!s->flush_timer)
+		return -ENOMEM;
+	if (kzerod >= 0) {
+		s->kzerod_event = event_new(s->base, kzerod, EV_READ | EV_PERSIST, kzerod_cb, s);
+		if (!s->kzerod_event || event_add(s->kzerod_event, NULL) < 0)
+			return -ENOMEM;
+	}
+	if (s->listen_fd >= 0) {
+		s->listen_retry = evtimer_new(s->base, listen_retry_cb, s);
+		s->listen_event = event_new(s->base, s->listen_fd, EV_READ | EV_PERSIST,
+					    service_accept_cb, s);
+		if (!s->listen_retry || !s->listen_event || event_add(s->listen_event, NULL) < 0)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+int service_create(const struct service_params *params, struct service **out)
+{
+	struct service *s = mem_alloc(sizeof(*s));
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->machine = params->machine;
+	s->attr = params->attr;
+	s->attr_ctx = params->attr_ctx;
+	s->listen_fd = params->listen_fd;
+	LIST_INIT(&s->peers);
+	LIST_INIT(&s->closed);
+	TAILQ_INIT(&s->polled);
+	TAILQ_INIT(&s->finished);
+	r = create_events(s);
+	if (r) {
+		service_destroy(s);
+		return r;
+	}
+	*out = s;
+	return 0;
+}
+
+static void free_event(struct event *ev)
+{
+	if (ev)
+		event_free(ev);
+}
+
+struct service *service_destroy(struct service *s)
+{
+	struct peer *p;
+
+	if (!s)
+		return NULL;
+	/* Closing them must not start accepting again. */
+	free_event(s->listen_retry);
+	s->listen_retry = NULL;
+	while ((p = LIST_FIRST(&s->peers)))
+		peer_destroy(p);
+	service_reap(s);
+	free_event(s->listen_event);
+	free_event(s->flush_timer);
+	free_event(s->kzerod_event);
+	for (size_t i = 0; i < ARRAY_SIZE(s->signal_event); i++)
+		free_event(s->signal_event[i]);
+	if (s->base)
+		event_base_free(s->base);
+	free(s);
+	return NULL;
+}
+
+unsigned service_nr_peers(const struct service *s)
+{
+	return s->nr_peers;
+}
