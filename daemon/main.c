@@ -51,7 +51,8 @@ static void log_ready(const struct machine *m, const struct listener *l)
 		   m->topology.nr_nodes == 1 ? "node" : "nodes", m->hugepages ? "on" : "off");
 }
 
-static int serve_machine(struct machine *m, struct listener *l, struct files *f, char *err, size_t size)
+static int serve_machine(struct machine *m, struct listener *l, struct files *f, char *err,
+			 size_t size)
 {
 	static const struct service_attr_ops ops = {.read = attr_read, .write = attr_write};
 	struct service_params params = {.machine = m, .attr = &ops, .attr_ctx = f};
@@ -75,7 +76,8 @@ static int serve_machine(struct machine *m, struct listener *l, struct files *f,
 	return r;
 }
 
-static int serve_listener(const struct machine_config *config, struct listener *l, char *err, size_t size)
+static int serve_listener(const struct machine_config *config, struct listener *l, char *err,
+			  size_t size)
 {
 	struct machine m;
 	struct files *f;

@@ -35,7 +35,8 @@ static const char doc[] =
 	"\vEvery long option but --config and --no-supervisor is also a key of the configuration "
 	"file (key = value). Sizes take K, M, G and T.\n\n"
 	"The socket is $ARENAD_SOCKET if that is set; else /run/arenad/socket for root; else "
-	"$XDG_RUNTIME_DIR/arenad/socket; else /tmp/arenad-UID/socket. Anybody may connect to root's "
+	"$XDG_RUNTIME_DIR/arenad/socket; else /tmp/arenad-UID/socket. Anybody may connect to "
+	"root's "
 	"socket and to one named by --socket or $ARENAD_SOCKET (mode 0666: what a client can reach "
 	"depends on its uid, and the directory can keep others out); to a user's default socket "
 	"only that user (0600).\n\n"
@@ -83,9 +84,14 @@ static const struct argp_option *make_options(void)
 	options[n++] = (struct argp_option){
 		"config", KEY_CONFIG, "FILE", 0, "Read this configuration file first", 0};
 	for (unsigned i = 0; i < nr_config_keys; i++) {
-		snprintf(docs[i], DOC_SIZE, "%s (%s)", config_keys[i].help, config_keys[i].accepted);
-		options[n++] = (struct argp_option){
-			config_keys[i].name, KEY_FIRST + (int)i, config_keys[i].argument, 0, docs[i], 0};
+		snprintf(docs[i], DOC_SIZE, "%s (%s)", config_keys[i].help,
+			 config_keys[i].accepted);
+		options[n++] = (struct argp_option){config_keys[i].name,
+						    KEY_FIRST + (int)i,
+						    config_keys[i].argument,
+						    0,
+						    docs[i],
+						    0};
 	}
 	options[n++] = (struct argp_option){
 		"no-supervisor", KEY_NO_SUPERVISOR, NULL, 0, "The same as --supervisor=no", 0};
@@ -103,14 +109,15 @@ static void parse_command_line(int argc, char **argv, struct parse *p)
 		exit(EXIT_USAGE);
 }
 
-/* ---- where to listen ---------------------------------------------------------------------------- */
+/* ---- where to listen ------------------------------------------------------------- */
 
 static void choose_socket(struct options *o)
 {
 	const char *environment = secure_getenv("ARENAD_SOCKET");
 	const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
 
-	o->listener = (struct listener_params){.mode = 0666, .directory_mode = 0755, .path = o->path};
+	o->listener =
+		(struct listener_params){.mode = 0666, .directory_mode = 0755, .path = o->path};
 	if (o->config.socket) {
 		o->listener.path = o->config.socket;
 		return;

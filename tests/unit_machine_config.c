@@ -78,33 +78,15 @@ static void test_bad_values(void **state)
 	static const struct {
 		const char *key, *value;
 	} bad[] = {
-		{"socket", ""},
-		{"arena-size", "63M"},
-		{"arena-size", "9T"},
-		{"arena-size", "lots"},
-		{"arena-size", "-1"},
-		{"arena-size", "64MB"},
-		{"nodes", "65"},
-		{"nodes", "two"},
-		{"nodes", ""},
-		{"node-sizes", "1G,"},
-		{"node-sizes", "1G,1M"},
-		{"node-sizes", "0"},
-		{"distances", "10 20"},
-		{"distances", "20"},
-		{"distances", "10 20;20 255"},
-		{"zone-dma", "x"},
-		{"section-size", "3M"},
-		{"section-size", "1M"},
-		{"reserve", "1M"},
-		{"reserve", "1M@"},
-		{"reserve", "100@0"},
-		{"reserve", "0@0"},
-		{"isolation", "none"},
-		{"hugepages", "maybe"},
-		{"zero-pool", "4096G"},
-		{"log-level", "loud"},
-		{"mount", "/mnt"},
+		{"socket", ""},         {"arena-size", "63M"},   {"arena-size", "9T"},
+		{"arena-size", "lots"}, {"arena-size", "-1"},    {"arena-size", "64MB"},
+		{"nodes", "65"},        {"nodes", "two"},        {"nodes", ""},
+		{"node-sizes", "1G,"},  {"node-sizes", "1G,1M"}, {"node-sizes", "0"},
+		{"distances", "10 20"}, {"distances", "20"},     {"distances", "10 20;20 255"},
+		{"zone-dma", "x"},      {"section-size", "3M"},  {"section-size", "1M"},
+		{"reserve", "1M"},      {"reserve", "1M@"},      {"reserve", "100@0"},
+		{"reserve", "0@0"},     {"isolation", "none"},   {"hugepages", "maybe"},
+		{"zero-pool", "4096G"}, {"log-level", "loud"},   {"mount", "/mnt"},
 		{"supervisor", "2"},
 	};
 	struct machine_config c, before;
@@ -149,7 +131,7 @@ static void test_unknown_key(void **state)
 		assert_non_null(strstr(err, config_keys[i].name));
 }
 
-/* ---- files ---------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------- */
 
 static char path[] = "/tmp/unit_machine_config.XXXXXX";
 
@@ -171,7 +153,8 @@ static void test_good_files(void **state)
 	(void)state;
 	machine_config_init(&c);
 	assert_int_equal(load(&c, ""), 0);
-	assert_int_equal(load(&c, "# comment\n\nnodes = 3\n; another\n[arenad]\narena-size=128M\n"), 0);
+	assert_int_equal(load(&c, "# comment\n\nnodes = 3\n; another\n[arenad]\narena-size=128M\n"),
+			 0);
 	assert_int_equal(c.nodes, 3);
 	assert_int_equal(c.arena_size, 128 << 20);
 	/* Indentation means nothing, also where it would continue the line before. */
@@ -184,7 +167,8 @@ static void test_good_files(void **state)
 	machine_config_clear(&c);
 }
 
-static void expect_mistake(const char *text, int result, unsigned line, const char *key, const char *says)
+static void expect_mistake(const char *text, int result, unsigned line, const char *key,
+			   const char *says)
 {
 	struct machine_config c;
 	char where[128];
@@ -207,9 +191,11 @@ static void test_bad_files(void **state)
 	expect_mistake("nodes = 2\ncolour = red\n", ARENA_E_NOT_FOUND, 2, "colour", "arena-size");
 	expect_mistake("[arenad]\nnodes = 1\n[other]\n", ARENA_E_INVALID, 3, "", "[arenad]");
 	expect_mistake("[arenad\nnodes = 1\n", ARENA_E_INVALID, 1, "", "[arenad]");
-	expect_mistake("nodes = 2\nnodes\nnodes = 99\n", ARENA_E_INVALID, 3, "nodes", accepted("nodes"));
+	expect_mistake("nodes = 2\nnodes\nnodes = 99\n", ARENA_E_INVALID, 3, "nodes",
+		       accepted("nodes"));
 	expect_mistake("nodes = 2\nnodes\nnodes = 3\n", ARENA_E_INVALID, 2, "", "key = value");
-	expect_mistake("nodes = 2\n  nodes = many\n", ARENA_E_INVALID, 2, "nodes", accepted("nodes"));
+	expect_mistake("nodes = 2\n  nodes = many\n", ARENA_E_INVALID, 2, "nodes",
+		       accepted("nodes"));
 	memset(line, 'x', sizeof(line));
 	memcpy(line, "\nsocket=", 8);
 	line[sizeof(line) - 1] = '\0';
@@ -228,10 +214,10 @@ static void test_no_file(void **state)
 	assert_non_null(strstr(err, "/tmp"));
 }
 
-/* ---- boot ------------------------------------------------------------------------------------- */
+/* ---- boot ------------------------------------------------------------------------ */
 
-static void expect_no_boot(const char *key1, const char *value1, const char *key2, const char *value2,
-			   const char *says)
+static void expect_no_boot(const char *key1, const char *value1, const char *key2,
+			   const char *value2, const char *says)
 {
 	struct machine_config c;
 	struct machine m;
@@ -283,10 +269,14 @@ static void test_boots(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_good_values),	cmocka_unit_test(test_bad_values),
-		cmocka_unit_test(test_long_socket_path), cmocka_unit_test(test_unknown_key),
-		cmocka_unit_test(test_good_files),	cmocka_unit_test(test_bad_files),
-		cmocka_unit_test(test_no_file),		cmocka_unit_test(test_refused_machines),
+		cmocka_unit_test(test_good_values),
+		cmocka_unit_test(test_bad_values),
+		cmocka_unit_test(test_long_socket_path),
+		cmocka_unit_test(test_unknown_key),
+		cmocka_unit_test(test_good_files),
+		cmocka_unit_test(test_bad_files),
+		cmocka_unit_test(test_no_file),
+		cmocka_unit_test(test_refused_machines),
 		cmocka_unit_test(test_boots),
 	};
 	int fd = mkstemp(path), failed;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The method table has a row for every call of arena.proto, and what each call does when it works. */
+/* The method table has a row for every call of arena.proto; what each call does when it works. */
 #include "tests/service_peer.h"
 
 #include <fcntl.h>
@@ -24,8 +24,8 @@ static int attr_read(void *ctx, const struct credentials *cred, const char *path
 	return 0;
 }
 
-static int attr_write(void *ctx, const struct credentials *cred, const char *path, const char *value,
-		      size_t len)
+static int attr_write(void *ctx, const struct credentials *cred, const char *path,
+		      const char *value, size_t len)
 {
 	(void)ctx, (void)cred;
 	assert_int_equal(strlen(value), len);
@@ -161,15 +161,18 @@ static void test_memory(void **state)
 	assert_int_equal(c->reply->fault->signo, 0);
 	mm_get_stats(peer_mm(c->peer), &stats);
 	assert_true(stats.rss_anon > 0);
-	assert_int_equal(CALL(c, fault, FAULT, msg_.address = at - ARENA_PAGE_SIZE, msg_.access = PROT_READ), 0);
+	assert_int_equal(
+		CALL(c, fault, FAULT, msg_.address = at - ARENA_PAGE_SIZE, msg_.access = PROT_READ),
+		0);
 	assert_int_equal(c->reply->fault->signo, SIGSEGV);
 	assert_int_equal(CALL(c, fault, FAULT, msg_.address = at, msg_.access = 0), EINVAL);
 	assert_int_equal(CALL(c, fault, FAULT, msg_.address = at, msg_.access = 3), EINVAL);
 	for (uint64_t next = at; next < at + 4 * MIB - 100; next = c->reply->populate->next)
-		assert_int_equal(CALL(c, populate, POPULATE, msg_.address = next,
-				      msg_.length = at + 4 * MIB - 100 - ALIGN_DOWN(next, ARENA_PAGE_SIZE),
-				      msg_.write = 1),
-				 0);
+		assert_int_equal(
+			CALL(c, populate, POPULATE, msg_.address = next,
+			     msg_.length = at + 4 * MIB - 100 - ALIGN_DOWN(next, ARENA_PAGE_SIZE),
+			     msg_.write = 1),
+			0);
 	assert_int_equal(c->reply->populate->next, at + 4 * MIB - 100);
 	assert_int_equal(CALL(c, mprotect, MPROTECT, msg_.address = at, msg_.length = 100,
 			      msg_.prot = PROT_READ),
@@ -179,11 +182,13 @@ static void test_memory(void **state)
 	assert_int_not_equal(c->reply->flush_seq, 0);
 	assert_int_equal(CALL(c, null, NULL), 0);
 	assert_int_equal(c->reply->flush_seq, 0);
-	assert_int_equal(CALL(c, madvise, MADVISE, msg_.address = at, msg_.length = 1, msg_.advice = 12345),
-			 EINVAL);
+	assert_int_equal(
+		CALL(c, madvise, MADVISE, msg_.address = at, msg_.length = 1, msg_.advice = 12345),
+		EINVAL);
 	assert_int_equal(CALL(c, munmap, MUNMAP, msg_.address = at + 1, msg_.length = 1), EINVAL);
 	assert_int_equal(CALL(c, munmap, MUNMAP, msg_.address = at, msg_.length = 0), EINVAL);
-	assert_int_equal(CALL(c, munmap, MUNMAP, msg_.address = at, msg_.length = UINT64_MAX), EINVAL);
+	assert_int_equal(CALL(c, munmap, MUNMAP, msg_.address = at, msg_.length = UINT64_MAX),
+			 EINVAL);
 	assert_int_equal(CALL(c, munmap, MUNMAP, msg_.address = at, msg_.length = 4 * MIB), 0);
 	client_acknowledge(c);
 	mm_get_stats(peer_mm(c->peer), &stats);
@@ -206,8 +211,10 @@ static void test_pages(void **state)
 	/* The daemon's own flags are not for clients. */
 	assert_int_equal(CALL(c, alloc_pages, ALLOC_PAGES, msg_.gfp = GFP_NO_ZERO), EINVAL);
 	assert_int_equal(CALL(c, alloc_pages, ALLOC_PAGES, msg_.gfp = GFP_HOLE_OK), EINVAL);
-	assert_int_equal(CALL(c, free_pages, FREE_PAGES, msg_.address = at, msg_.order = 2), EINVAL);
-	assert_int_equal(CALL(c, free_pages, FREE_PAGES, msg_.address = at + 1, msg_.order = 3), EINVAL);
+	assert_int_equal(CALL(c, free_pages, FREE_PAGES, msg_.address = at, msg_.order = 2),
+			 EINVAL);
+	assert_int_equal(CALL(c, free_pages, FREE_PAGES, msg_.address = at + 1, msg_.order = 3),
+			 EINVAL);
 	assert_int_equal(CALL(c, free_pages, FREE_PAGES, msg_.address = at, msg_.order = 3), 0);
 	client_end(c);
 	assert_machine_whole();
@@ -222,33 +229,39 @@ static void test_segment_names(void **state)
 	client_attach(c);
 	memset(name, 'n', sizeof(name));
 	name[256] = '\0';
-	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = name, msg_.oflag = O_CREAT | O_RDWR),
-			 ENAMETOOLONG);
+	assert_int_equal(
+		CALL(c, shm_open, SHM_OPEN, msg_.name = name, msg_.oflag = O_CREAT | O_RDWR),
+		ENAMETOOLONG);
 	assert_int_equal(CALL(c, shm_unlink, SHM_UNLINK, msg_.name = name), ENAMETOOLONG);
 	name[255] = '\0';
-	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = name, msg_.oflag = O_CREAT | O_RDWR,
-			      msg_.mode = 0600),
+	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = name,
+			      msg_.oflag = O_CREAT | O_RDWR, msg_.mode = 0600),
 			 0);
 	assert_int_equal(CALL(c, shm_unlink, SHM_UNLINK, msg_.name = name), 0);
-	for (const char *const *bad = (const char *const[]){"", "/", "//x", "a/b", ".", "/..", "x/", NULL}; *bad; bad++) {
+	for (const char *const *bad =
+		     (const char *const[]){"", "/", "//x", "a/b", ".", "/..", "x/", NULL};
+	     *bad; bad++) {
 		assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)*bad,
 				      msg_.oflag = O_CREAT | O_RDWR),
 				 EINVAL);
 		assert_int_equal(CALL(c, shm_unlink, SHM_UNLINK, msg_.name = (char *)*bad), EINVAL);
 	}
-	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"x", msg_.oflag = O_WRONLY), EINVAL);
+	assert_int_equal(
+		CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"x", msg_.oflag = O_WRONLY),
+		EINVAL);
 	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"x",
 			      msg_.oflag = O_RDWR | O_DIRECTORY),
 			 EINVAL);
-	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"/x", msg_.oflag = O_RDWR), ENOENT);
+	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"/x", msg_.oflag = O_RDWR),
+			 ENOENT);
 	client_end(c);
 	assert_machine_whole();
 }
 
 static uint32_t open_segment(struct client *c, uint32_t oflag)
 {
-	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"/shared", msg_.oflag = oflag,
-			      msg_.mode = 0666),
+	assert_int_equal(CALL(c, shm_open, SHM_OPEN, msg_.name = (char *)"/shared",
+			      msg_.oflag = oflag, msg_.mode = 0666),
 			 0);
 	return c->reply->shm_open->segment;
 }
@@ -261,9 +274,11 @@ static uint32_t share(struct client *c, struct client *other)
 	client_attach(c);
 	client_attach(other);
 	handle = open_segment(c, O_CREAT | O_RDWR);
-	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = handle, msg_.size = 2 * MIB), 0);
-	assert_int_equal(CALL(c, mmap, MMAP, msg_.length = 2 * MIB, msg_.prot = PROT_READ | PROT_WRITE,
-			      msg_.flags = MAP_SHARED, msg_.segment = handle),
+	assert_int_equal(
+		CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = handle, msg_.size = 2 * MIB), 0);
+	assert_int_equal(CALL(c, mmap, MMAP, msg_.length = 2 * MIB,
+			      msg_.prot = PROT_READ | PROT_WRITE, msg_.flags = MAP_SHARED,
+			      msg_.segment = handle),
 			 0);
 	assert_int_equal(CALL(c, fault, FAULT, msg_.address = c->reply->address->address,
 			      msg_.access = PROT_WRITE),
@@ -281,7 +296,8 @@ static void test_truncate_waits(void **state)
 	machine.state.tunables[TUNABLE_FLUSH_DEADLINE_MSECS] = 60000;
 	theirs = share(other, c);
 	mine = open_segment(c, O_RDWR);
-	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0), -1);
+	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0),
+			 -1);
 	assert_null(c->reply);
 	/* An honest client's doorbell is rung now: it was asked to. */
 	assert_int_equal(client_channel(other)->flush_kick, 1);
@@ -311,7 +327,8 @@ static void test_truncate_deadline(void **state)
 	share(other, c);
 	mine = open_segment(c, O_RDWR);
 	began = clock_now();
-	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0), -1);
+	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0),
+			 -1);
 	while (!c->reply)
 		assert_true(client_receive(c));
 	assert_int_equal(c->reply->error, 0);
@@ -336,7 +353,9 @@ static void test_truncate_death(void **state)
 		other = client_connect();
 		share(other, c);
 		mine = open_segment(c, O_RDWR);
-		assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0), -1);
+		assert_int_equal(
+			CALL(c, shm_truncate, SHM_TRUNCATE, msg_.segment = mine, msg_.size = 0),
+			-1);
 		assert_int_equal(CALL(c, shm_unlink, SHM_UNLINK, msg_.name = (char *)"shared"), 0);
 		if (caller_dies) {
 			client_end(c);
@@ -393,8 +412,8 @@ static void test_attributes(void **state)
 	nr_texts = 0;
 	client_hello(c);
 	do {
-		assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.offset = offset,
-				      msg_.size = UINT32_MAX),
+		assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file",
+				      msg_.offset = offset, msg_.size = UINT32_MAX),
 				 0);
 		assert_true(c->reply->attr_read->data.len <= 48 << 10);
 		for (size_t i = 0; i < c->reply->attr_read->data.len; i++)
@@ -404,13 +423,14 @@ static void test_attributes(void **state)
 	assert_int_equal(offset, 100000);
 	assert_int_equal(nr_texts, 1);
 	/* Beyond the end of the same text; and a new text at the start. */
-	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.offset = UINT64_MAX,
-			      msg_.size = 1),
+	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file",
+			      msg_.offset = UINT64_MAX, msg_.size = 1),
 			 0);
 	assert_int_equal(c->reply->attr_read->data.len, 0);
 	assert_true(c->reply->attr_read->eof);
 	assert_int_equal(nr_texts, 1);
-	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.size = 10), 0);
+	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.size = 10),
+			 0);
 	assert_int_equal(c->reply->attr_read->data.len, 10);
 	assert_int_equal(nr_texts, 2);
 	/* Four paths are kept, the fifth takes the place of the one used longest ago. */
@@ -419,9 +439,11 @@ static void test_attributes(void **state)
 		assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = path, msg_.size = 1), 0);
 	}
 	assert_int_equal(nr_texts, 6);
-	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = path, msg_.offset = 5, msg_.size = 1), 0);
+	assert_int_equal(
+		CALL(c, attr_read, ATTR_READ, msg_.path = path, msg_.offset = 5, msg_.size = 1), 0);
 	assert_int_equal(nr_texts, 6);
-	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.offset = 5), 0);
+	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"file", msg_.offset = 5),
+			 0);
 	assert_int_equal(nr_texts, 7);
 	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"nothing"), ENOENT);
 	assert_int_equal(CALL(c, attr_read, ATTR_READ, msg_.path = (char *)"secret"), EACCES);
@@ -436,11 +458,11 @@ static void test_attributes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_table_complete),	 cmocka_unit_test(test_session),
-		cmocka_unit_test(test_windows),		 cmocka_unit_test(test_memory),
-		cmocka_unit_test(test_pages),		 cmocka_unit_test(test_segment_names),
-		cmocka_unit_test(test_truncate_waits),	 cmocka_unit_test(test_truncate_deadline),
-		cmocka_unit_test(test_truncate_death),	 cmocka_unit_test(test_truncate_mailbox),
+		cmocka_unit_test(test_table_complete), cmocka_unit_test(test_session),
+		cmocka_unit_test(test_windows),        cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_pages),          cmocka_unit_test(test_segment_names),
+		cmocka_unit_test(test_truncate_waits), cmocka_unit_test(test_truncate_deadline),
+		cmocka_unit_test(test_truncate_death), cmocka_unit_test(test_truncate_mailbox),
 		cmocka_unit_test(test_attributes),
 	};
 

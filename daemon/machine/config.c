@@ -19,7 +19,7 @@
 #define SOCKET_PATH_MAX 103 /* what a unix socket takes, less the suffix under which it is made */
 #define PAGEBLOCK_BYTES ((uint64_t)PAGEBLOCK_PAGES << ARENA_PAGE_SHIFT)
 
-/* ---- setters: ARENA_E_INVALID if the value is not accepted, -ENOMEM -------------------------- */
+/* ---- setters: ARENA_E_INVALID if the value is not accepted, -ENOMEM -------------- */
 
 static int set_string(void *field, const char *value)
 {
@@ -181,7 +181,7 @@ static int set_MOUNT(void *field, const char *value)
 	return strcmp(value, "none") == 0 ? set_string(field, value) : ARENA_E_INVALID;
 }
 
-/* ---- the table ------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------- */
 
 #define ARGUMENT_PATH "PATH"
 #define ARGUMENT_SIZE "SIZE"
@@ -208,7 +208,8 @@ static const struct {
 	int (*set)(void *field, const char *value);
 	size_t offset;
 } fields[] = {
-#define CONFIG(key, type, field, accepted, help) {set_##type, offsetof(struct machine_config, field)},
+#define CONFIG(key, type, field, accepted, help) \
+	{set_##type, offsetof(struct machine_config, field)},
 #include "daemon/machine/config.def"
 #undef CONFIG
 };
@@ -240,7 +241,8 @@ static void describe_keys(const char *key, char *err, size_t size)
 	int n = snprintf(err, size, "no key '%s'; the keys are", key);
 
 	for (unsigned i = 0; i < nr_config_keys && n >= 0 && (size_t)n < size; i++)
-		n += snprintf(err + n, size - (size_t)n, "%s %s", i ? "," : "", config_keys[i].name);
+		n += snprintf(err + n, size - (size_t)n, "%s %s", i ? "," : "",
+			      config_keys[i].name);
 }
 
 int machine_config_set(struct machine_config *c, const char *key, const char *value, char *err,
@@ -253,8 +255,8 @@ int machine_config_set(struct machine_config *c, const char *key, const char *va
 			continue;
 		r = fields[i].set((char *)c + fields[i].offset, value);
 		if (r > 0)
-			snprintf(err, err_size, "%s: '%s' is not accepted; accepted: %s", key, value,
-				 config_keys[i].accepted);
+			snprintf(err, err_size, "%s: '%s' is not accepted; accepted: %s", key,
+				 value, config_keys[i].accepted);
 		else if (r < 0)
 			snprintf(err, err_size, "%s: %s", key, error_text(r));
 		return r;
@@ -263,7 +265,7 @@ int machine_config_set(struct machine_config *c, const char *key, const char *va
 	return ARENA_E_NOT_FOUND;
 }
 
-/* ---- INI files --------------------------------------------------------------------------------- */
+/* ---- INI files ------------------------------------------------------------------- */
 
 /*
  * inih asks `read_line` for lines and gives `take_pair` what it found in the last one, so the
@@ -343,7 +345,8 @@ static int take_pair(void *data, const char *section, const char *key, const cha
 int machine_config_load(struct machine_config *c, const char *path, char *err, size_t err_size)
 {
 	_cleanup_(fclosep) FILE *file = fopen(path, "re");
-	struct ini ini = {.config = c, .path = path, .file = file, .err = err, .err_size = err_size};
+	struct ini ini = {
+		.config = c, .path = path, .file = file, .err = err, .err_size = err_size};
 	int bad_line;
 
 	if (!file) {

@@ -39,7 +39,7 @@ static int __printf_(3, 4) fail(const struct why *why, int r, const char *fmt, .
 	return r;
 }
 
-/* ---- configuration ------------------------------------------------------------------------------- */
+/* ---- configuration --------------------------------------------------------------- */
 
 static int copy_string(char **to, const char *from)
 {
@@ -73,7 +73,8 @@ static int choose_topology(struct machine *m, const struct why *why)
 		if (r)
 			return fail(why, r, "nodes: %s", error_text(r));
 	} else if ((r = numa_topology_host(&m->topology))) {
-		return fail(why, r, "nodes: this host shows no NUMA nodes to take over; set 1 or more");
+		return fail(why, r,
+			    "nodes: this host shows no NUMA nodes to take over; set 1 or more");
 	}
 	if (c->distances && (r = numa_parse_distances(&m->topology, c->distances)))
 		return fail(why, r, "distances: '%s' is not a matrix of %u nodes", c->distances,
@@ -92,7 +93,8 @@ static int size_nodes(struct machine *m, struct phys_config *pc, const struct wh
 		return 0;
 	r = config_parse_sizes(m->config.node_sizes, pc->node_size, NUMA_MAX_NODES, &nr);
 	if (r || nr != nr_nodes)
-		return fail(why, r ? r : ARENA_E_INVALID, "node-sizes: '%s' is not a size for each of %u nodes",
+		return fail(why, r ? r : ARENA_E_INVALID,
+			    "node-sizes: '%s' is not a size for each of %u nodes",
 			    m->config.node_sizes, nr_nodes);
 	for (unsigned n = 0; n < nr; n++)
 		if (__builtin_add_overflow(sum, pc->node_size[n], &sum))
@@ -101,8 +103,8 @@ static int size_nodes(struct machine *m, struct phys_config *pc, const struct wh
 		pc->arena_size = sum;
 	if (pc->arena_size != sum)
 		return fail(why, ARENA_E_INVALID,
-			    "node-sizes: they come to %" PRIu64 " bytes, arena-size is %" PRIu64, sum,
-			    pc->arena_size);
+			    "node-sizes: they come to %" PRIu64 " bytes, arena-size is %" PRIu64,
+			    sum, pc->arena_size);
 	return 0;
 }
 
@@ -117,17 +119,21 @@ static int size_arena(struct machine *m, struct phys_config *pc, const struct wh
 	if (r)
 		return r;
 	if (!pc->arena_size)
-		pc->arena_size = ALIGN_DOWN(MIN(available / 2, MACHINE_ARENA_SIZE_MAX), PAGEBLOCK_BYTES);
+		pc->arena_size =
+			ALIGN_DOWN(MIN(available / 2, MACHINE_ARENA_SIZE_MAX), PAGEBLOCK_BYTES);
 	format_size(size, sizeof(size), pc->arena_size);
 	format_size(least, sizeof(least), MACHINE_ARENA_SIZE_MIN);
 	if (pc->arena_size < MACHINE_ARENA_SIZE_MIN)
-		return fail(why, ARENA_E_INVALID, "an arena of %s is too small: at least %s", size, least);
+		return fail(why, ARENA_E_INVALID, "an arena of %s is too small: at least %s", size,
+			    least);
 	if (pc->arena_size > MACHINE_ARENA_SIZE_MAX)
-		return fail(why, ARENA_E_INVALID, "an arena of %s is too large: at most 8 TiB", size);
+		return fail(why, ARENA_E_INVALID, "an arena of %s is too large: at most 8 TiB",
+			    size);
 	if (available && pc->arena_size > available) {
 		format_size(least, sizeof(least), available);
-		log_warning("the arena of %s is larger than the %s of memory this host has available",
-			    size, least);
+		log_warning(
+			"the arena of %s is larger than the %s of memory this host has available",
+			size, least);
 	}
 	m->config.arena_size = pc->arena_size;
 	return 0;
@@ -152,7 +158,7 @@ static int reserve_ranges(struct machine *m, struct phys_config *pc, const struc
 	return 0;
 }
 
-/* ---- boot ------------------------------------------------------------------------------------------ */
+/* ---- boot ------------------------------------------------------------------------ */
 
 static int boot_phys(struct machine *m, const struct why *why)
 {
@@ -171,12 +177,15 @@ static int boot_phys(struct machine *m, const struct why *why)
 	format_size(size, sizeof(size), pc.arena_size);
 	r = phys_create(&pc, &m->state, &m->phys);
 	if (r == ARENA_E_INVALID)
-		return fail(why, r, "an arena of %s with %u nodes does not fit its node, zone, section "
-			    "or reserve sizes", size, m->topology.nr_nodes);
+		return fail(why, r,
+			    "an arena of %s with %u nodes does not fit its node, zone, section "
+			    "or reserve sizes",
+			    size, m->topology.nr_nodes);
 	if (r)
 		return fail(why, r, "cannot reserve an arena of %s: %s", size, error_text(r));
 	if (m->config.zero_pool != UINT64_MAX)
-		truth_store(&m->state.tunables[TUNABLE_ZERO_POOL_KBYTES], m->config.zero_pool >> 10);
+		truth_store(&m->state.tunables[TUNABLE_ZERO_POOL_KBYTES],
+			    m->config.zero_pool >> 10);
 	m->boot_used = phys_total_pages(m->phys) - phys_free_pages(m->phys);
 	return 0;
 }

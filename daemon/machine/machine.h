@@ -25,12 +25,12 @@ struct machine_config {
 	char *node_sizes;    /* "1G,512M"; NULL: equal shares */
 	char *distances;     /* "10 20;20 10"; NULL: 10 and 20 */
 	uint64_t zone_dma, zone_normal, section_size; /* 0: defaults */
-	char *reserve;       /* "SIZE@BASE,..." kept from the buddy; NULL */
+	char *reserve; /* "SIZE@BASE,..." kept from the buddy; NULL */
 	bool process_isolation;
 	bool hugepages;
-	uint64_t zero_pool;  /* bytes; UINT64_MAX: default */
+	uint64_t zero_pool; /* bytes; UINT64_MAX: default */
 	enum log_level log_level;
-	char *mount;         /* "none" */
+	char *mount; /* "none" */
 	bool supervisor;
 };
 
@@ -52,12 +52,13 @@ struct machine {
 	struct phys *phys;
 	struct virt *virt;
 	uint64_t boot_time;
-	bool hugepages; /* the host gives them */
+	bool hugepages;     /* the host gives them */
 	uint64_t boot_used; /* pages the buddy did not have at boot: as many as at shutdown */
 };
 
 /* Boot: topology, state, phys, virt, kzerod. Everything or nothing; err gets one line. */
-int machine_boot(struct machine *m, const struct machine_config *config, char *err, size_t err_size);
+int machine_boot(struct machine *m, const struct machine_config *config, char *err,
+		 size_t err_size);
 void machine_shutdown(struct machine *m);
 bool machine_is_valid(struct machine *m);
 

@@ -30,12 +30,12 @@ static const struct method methods[] = {
 
 const struct method *method_find(unsigned request_case)
 {
-	return request_case < ARRAY_SIZE(methods) && methods[request_case].name ?
-		       &methods[request_case] :
-		       NULL;
+	return request_case < ARRAY_SIZE(methods) && methods[request_case].name
+		       ? &methods[request_case]
+		       : NULL;
 }
 
-/* ---- answers ---------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------- */
 
 static void call_init(struct call *call, struct peer *p, uint32_t mailbox, uint64_t id)
 {
@@ -74,7 +74,8 @@ static void packet_reply(struct call *call)
 	call->reply.id = call->id;
 	r = frame_pack_reply(&call->reply, s->packet, sizeof(s->packet), &len);
 	if (!r)
-		r = frame_send_flags(p->fd, s->packet, len, call->fds, call->nr_fds, FRAME_DONTWAIT);
+		r = frame_send_flags(p->fd, s->packet, len, call->fds, call->nr_fds,
+				     FRAME_DONTWAIT);
 	if (r == -EAGAIN)
 		peer_refuse(p, "it does not read its answers");
 	else if (r == -EPIPE || r == -ECONNRESET)
@@ -118,7 +119,7 @@ static void call_bad(struct call *call, const char *what)
 		peer_bad_message(p, what);
 }
 
-/* ---- requests ----------------------------------------------------------------------------------- */
+/* ---- requests -------------------------------------------------------------------- */
 
 /* NULL if the peer may make this call from there, else why not. */
 static const char *call_forbidden(const struct call *call, const struct method *m)
@@ -174,12 +175,12 @@ void call_serve(struct peer *p, uint32_t mailbox, uint64_t id, const void *bytes
 	if (r == CALL_LATER)
 		return;
 	if (r < 0 && r != -ENOMEM)
-		service_warn(s, "call %s of client %d (%s) failed: %s", m->name, (int)p->cred.pid, p->comm,
-			     error_text(r));
+		service_warn(s, "call %s of client %d (%s) failed: %s", m->name, (int)p->cred.pid,
+			     p->comm, error_text(r));
 	call_answer(&call, r);
 }
 
-/* ---- answered later -------------------------------------------------------------------------------- */
+/* ---- answered later -------------------------------------------------------------- */
 
 static void later_finish(struct later *l)
 {

@@ -122,7 +122,8 @@ int handle_populate(struct call *call)
 	if (!page_aligned(m->address) || !round_range(m->address, &len) || m->write > 1)
 		return ARENA_E_INVALID;
 	if (len)
-		r = vm_populate(call->peer->mm, m->address, len, m->write, call_cpu(call, m->cpu), &next);
+		r = vm_populate(call->peer->mm, m->address, len, m->write, call_cpu(call, m->cpu),
+				&next);
 	if (r)
 		return r;
 	/* Not beyond the end that the client knows. */

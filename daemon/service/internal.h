@@ -30,7 +30,7 @@
 #define SERVICE_ATTR_PIECE (48u << 10)
 #define SERVICE_MAX_COMM 32
 
-/* ---- peers ------------------------------------------------------------------------------------- */
+/* ---- peers ----------------------------------------------------------------------- */
 
 enum peer_state {
 	PEER_NEW,    /* has not said hello */
@@ -52,17 +52,17 @@ struct peer {
 	LIST_ENTRY(peer) link;         /* service's peers, or its closed ones */
 	TAILQ_ENTRY(peer) polled_link; /* while `polled` */
 	enum peer_state state;
-	struct credentials cred;       /* groups: ours */
+	struct credentials cred; /* groups: ours */
 	char comm[SERVICE_MAX_COMM];
-	int fd, pidfd, doorbell;       /* -1: none */
+	int fd, pidfd, doorbell; /* -1: none */
 	struct event *socket_event, *pidfd_event, *doorbell_event, *hello_timer;
 	struct mm *mm;
 	unsigned bad_messages;
-	bool polled;            /* daemon_poll is set and the loop looks at the channel by itself */
-	uint64_t last_call;     /* when a mailbox of it was served */
-	uint64_t taken;         /* mailboxes taken out of `pending`, not served yet */
-	uint64_t unanswered;    /* mailboxes whose call is answered later */
-	uint64_t flush_seen;    /* flush last asked about, and how often: see flush timer */
+	bool polled;         /* daemon_poll is set and the loop looks at the channel by itself */
+	uint64_t last_call;  /* when a mailbox of it was served */
+	uint64_t taken;      /* mailboxes taken out of `pending`, not served yet */
+	uint64_t unanswered; /* mailboxes whose call is answered later */
+	uint64_t flush_seen; /* flush last asked about, and how often: see flush timer */
 	unsigned flush_asked;
 	struct snapshot snapshot[SERVICE_NR_SNAPSHOTS];
 	LIST_HEAD(, later) later; /* calls to be answered later */
@@ -86,7 +86,7 @@ int peer_attached(struct peer *p, struct mm *mm, int doorbell);
 /* Fill p->comm from what the client says. */
 void peer_set_comm(struct peer *p, const char *comm);
 
-/* ---- calls ------------------------------------------------------------------------------------ */
+/* ---- calls ----------------------------------------------------------------------- */
 
 #define CALL_SOCKET UINT32_MAX
 
@@ -95,7 +95,7 @@ struct call {
 	struct peer *peer;
 	uint32_t mailbox; /* CALL_SOCKET: a packet */
 	uint64_t id;
-	uint64_t posted;  /* mm_flush_posted() when it came */
+	uint64_t posted; /* mm_flush_posted() when it came */
 	const Arena__Request *request;
 	Arena__Reply reply;
 	union {
@@ -117,12 +117,12 @@ struct call {
 };
 
 /* Answer with this member of the union; evaluates to a pointer to it, initialised. */
-#define CALL_RESULT(call, member, CASE)                                       \
-	({                                                                    \
-		arena__##member##_reply__init(&(call)->result.member);        \
-		(call)->reply.result_case = ARENA__REPLY__RESULT_##CASE;      \
-		(call)->reply.member = &(call)->result.member;                \
-		&(call)->result.member;                                       \
+#define CALL_RESULT(call, member, CASE)                                  \
+	({                                                               \
+		arena__##member##_reply__init(&(call)->result.member);   \
+		(call)->reply.result_case = ARENA__REPLY__RESULT_##CASE; \
+		(call)->reply.member = &(call)->result.member;           \
+		&(call)->result.member;                                  \
 	})
 
 /* A handler's return: the reply is not due yet, call_later() has the call. */
@@ -176,7 +176,7 @@ void mailbox_reply(struct peer *p, uint32_t mailbox, uint64_t id, const Arena__R
 /* The peer's channel has requests that nobody has looked at. */
 bool channel_pending(const struct peer *p);
 
-/* ---- the service ------------------------------------------------------------------------------- */
+/* ---- the service ----------------------------------------------------------------- */
 
 struct service {
 	struct machine *machine;
@@ -195,6 +195,9 @@ struct service {
 	bool worked;        /* since last asked: something was served */
 	uint64_t last_call; /* when a mailbox was served last */
 	uint64_t mean_gap;  /* average time from a call's end to the next call, ns */
+	uint64_t budget;    /* how long to poll for the next call, ns */
+	unsigned skipped;   /* calls since one was polled for though it was not worth it */
+	bool in_vain;       /* the last poll ended without a call */
 	bool slept;         /* since the last call */
 	bool flush_soon;    /* the flush timer runs with its short delay */
 	uint64_t uses;      /* clock of snapshots */

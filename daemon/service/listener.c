@@ -66,7 +66,7 @@ static const struct sockaddr_un *address(struct sockaddr_un *sun, const char *pa
 	return sun;
 }
 
-/* ---- the directory ------------------------------------------------------------------------------ */
+/* ---- the directory --------------------------------------------------------------- */
 
 static int make_directory(const struct listener_params *params, const struct why *why)
 {
@@ -89,12 +89,13 @@ static int make_directory(const struct listener_params *params, const struct why
 	/* In a directory of everybody's, somebody else may have been first. */
 	if (lstat(directory, &st) < 0 || !S_ISDIR(st.st_mode) || st.st_uid != geteuid() ||
 	    (st.st_mode & (S_IWGRP | S_IWOTH)))
-		return fail(why, ARENA_E_ACCESS, "%s is not a directory of our own that only we can write to",
+		return fail(why, ARENA_E_ACCESS,
+			    "%s is not a directory of our own that only we can write to",
 			    directory);
 	return 0;
 }
 
-/* ---- the lock ------------------------------------------------------------------------------------- */
+/* ---- the lock -------------------------------------------------------------------- */
 
 static int refuse_second(const struct listener *l, long pid, const struct why *why)
 {
@@ -116,7 +117,8 @@ static bool still_there(int fd, const char *path)
 {
 	struct stat a, b;
 
-	return fstat(fd, &a) == 0 && lstat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+	return fstat(fd, &a) == 0 && lstat(path, &b) == 0 && a.st_dev == b.st_dev &&
+	       a.st_ino == b.st_ino;
 }
 
 static int take_lock(struct listener *l, const struct why *why)
@@ -147,7 +149,8 @@ static int take_lock(struct listener *l, const struct why *why)
 /* Somebody may answer there without holding the lock. */
 static int look_for_server(const struct listener *l, const struct why *why)
 {
-	_cleanup_(closep) int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	_cleanup_(closep) int fd =
+		socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	struct sockaddr_un sun;
 	struct ucred cred = {0};
 	socklen_t len = sizeof(cred);
@@ -159,7 +162,7 @@ static int look_for_server(const struct listener *l, const struct why *why)
 		return 0;
 	if (!S_ISSOCK(st.st_mode))
 		return fail(why, ARENA_E_EXISTS, "%s exists and is not a socket", l->path);
-	/* EAGAIN: somebody listens whose backlog is full. EPROTOTYPE: not such a socket, but served. */
+	/* EAGAIN: served, with a full backlog. EPROTOTYPE: served, by another type of socket. */
 	if (connect(fd, (const void *)address(&sun, l->path), sizeof(sun)) < 0 && errno != EAGAIN &&
 	    errno != EPROTOTYPE)
 		return 0;
@@ -167,9 +170,10 @@ static int look_for_server(const struct listener *l, const struct why *why)
 	return refuse_second(l, cred.pid, why);
 }
 
-/* ---- interface -------------------------------------------------------------------------------------- */
+/* ---- interface ------------------------------------------------------------------- */
 
-int listener_open(struct listener *l, const struct listener_params *params, char *err, size_t err_size)
+int listener_open(struct listener *l, const struct listener_params *params, char *err,
+		  size_t err_size)
 {
 	const struct why why = {.text = err, .size = err_size};
 	struct sockaddr_un sun;
@@ -220,7 +224,8 @@ static int bind_new(struct listener *l, int fd)
 int listener_start(struct listener *l, char *err, size_t err_size)
 {
 	const struct why why = {.text = err, .size = err_size};
-	_cleanup_(closep) int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	_cleanup_(closep) int fd =
+		socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	int r = fd < 0 ? -errno : bind_new(l, fd);
 
 	if (r)

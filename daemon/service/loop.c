@@ -17,8 +17,10 @@
  *
  * A channel is polled from the ring of its doorbell until the next sleep, or until it was quiet
  * for a while beside busier ones. Whether polling is worth it is decided by the mean gap between a
- * call and the next one: above the budget (poll_usecs) the loop sleeps at once. A gap that ended
- * in a sleep counts less what the wake-up cost, else nobody who was once slow could become fast.
+ * call and the next one: above the budget (poll_usecs) the loop sleeps at once. Only polling can
+ * tell a gap: a poll in vain counts as a long one, also where it was the poll itself that kept the
+ * client from its CPU. What came after a sleep tells nothing, so every 16th call is polled for in
+ * any case, to notice that times have changed.
  *
  * Nothing here is periodic: an idle daemon with idle clients does not wake. Clients that owe an
  * acknowledgement are asked to ring when they give it; their flush threads are woken after 5 ms
@@ -38,13 +40,14 @@
 
 #define EVENTS_EVERY_CALLS 64
 #define EVENTS_EVERY_NS (100 * NSEC_PER_USEC)
-#define WAKE_UP_NS (50 * NSEC_PER_USEC) /* from a doorbell to the mailbox, when asleep */
-#define QUIET_BUDGETS 10                /* a channel quiet for so many budgets is not polled */
+#define GAP_IN_VAIN 4    /* a poll in vain counts as so many budgets */
+#define PROBE_EVERY 16   /* of so many calls one is polled for, though it is not worth it */
+#define QUIET_BUDGETS 10 /* a channel quiet for so many budgets is not polled */
 #define FLUSH_SOON_USECS 5000
 #define FLUSH_LATE_USECS 50000
 #define FLUSH_ASK_LIMIT 2
 
-/* ---- which channels are polled ---------------------------------------------------------------- */
+/* ---- which channels are polled --------------------------------------------------- */
 
 static uint32_t *poll_word(const struct peer *p)
 {
@@ -95,15 +98,15 @@ static void resume_polling(struct service *s)
 
 static uint64_t poll_budget(struct service *s)
 {
-	uint64_t budget = state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
-
-	return os_nr_cpus() < 2 || s->mean_gap > budget ? 0 : budget;
+	if (os_nr_cpus() < 2)
+		return 0;
+	return state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
 }
 
 /* A busy neighbour must not keep us looking at everybody who ever called. */
 static void drop_quiet_channels(struct service *s, uint64_t now)
 {
-	uint64_t quiet = QUIET_BUDGETS * state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
+	uint64_t quiet = QUIET_BUDGETS * poll_budget(s);
 	struct peer *p, *next;
 
 	TAILQ_FOREACH_SAFE(p, &s->polled, polled_link, next) {
@@ -118,7 +121,7 @@ static void drop_quiet_channels(struct service *s, uint64_t now)
 	}
 }
 
-/* ---- polling ----------------------------------------------------------------------------------- */
+/* ---- polling --------------------------------------------------------------------- */
 
 static inline void relax_cpu(void)
 {
@@ -129,17 +132,22 @@ static inline void relax_cpu(void)
 #endif
 }
 
-static void note_gap(struct service *s, uint64_t now)
+/* A call has come: what that says about gaps, and how long to poll for the next one. */
+static void note_call(struct service *s, uint64_t now)
 {
-	uint64_t budget = state_tunable(service_state(s), TUNABLE_POLL_USECS) * NSEC_PER_USEC;
-	uint64_t gap = now - s->last_call;
+	uint64_t budget = poll_budget(s);
+	uint64_t gap = s->in_vain ? GAP_IN_VAIN * budget : now - s->last_call;
 
-	if (s->slept)
-		gap -= MIN(gap, WAKE_UP_NS);
-	s->slept = false;
-	/* One long pause is forgotten after a few calls. */
-	gap = MIN(gap, 4 * budget);
-	s->mean_gap += gap / 8 - s->mean_gap / 8;
+	if (!s->in_vain && !s->slept && s->mean_gap > budget)
+		s->mean_gap = gap; /* a probe that paid */
+	else if (s->in_vain || !s->slept)
+		s->mean_gap += gap / 8 - s->mean_gap / 8;
+	s->in_vain = s->slept = false;
+	s->budget = budget;
+	if (s->mean_gap > budget && ++s->skipped < PROBE_EVERY)
+		s->budget = 0;
+	else
+		s->skipped = 0;
 }
 
 /* One mailbox of each polled channel. True: there was one. */
@@ -152,7 +160,7 @@ static bool serve_polled(struct service *s, uint64_t now)
 		if (!channel_pending(p))
 			continue;
 		if (!any)
-			note_gap(s, now);
+			note_call(s, now);
 		any = true;
 		p->last_call = now;
 		channel_serve(p);
@@ -180,8 +188,10 @@ static void poll_channels(struct service *s)
 			calls++;
 			now = busy = s->last_call;
 		} else {
-			if (now - busy >= poll_budget(s))
+			if (now - busy >= s->budget) {
+				s->in_vain = s->budget;
 				return;
+			}
 			relax_cpu();
 			now = clock_now();
 		}
@@ -194,7 +204,7 @@ static void poll_channels(struct service *s)
 	}
 }
 
-/* ---- flushes that nobody asked for twice -------------------------------------------------------- */
+/* ---- flushes that nobody asked for twice ----------------------------------------- */
 
 static void flush_timer_cb(evutil_socket_t fd, short what, void *data)
 {
@@ -265,7 +275,7 @@ static void ask_for_flushes(struct service *s)
 	s->flush_soon = soon;
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------- */
 
 void service_settle(struct service *s)
 {
@@ -320,7 +330,7 @@ void service_stop(struct service *s)
 	event_base_loopbreak(s->base);
 }
 
-/* ---- beginning and end ----------------------------------------------------------------------------- */
+/* ---- beginning and end ----------------------------------------------------------- */
 
 static void kzerod_cb(evutil_socket_t fd, short what, void *data)
 {

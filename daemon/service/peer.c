@@ -52,7 +52,7 @@ void peer_set_comm(struct peer *p, const char *comm)
 		strcpy(p->comm, "?");
 }
 
-/* ---- events ---------------------------------------------------------------------------------- */
+/* ---- events ---------------------------------------------------------------------- */
 
 static void free_event(struct event **ev)
 {
@@ -126,7 +126,7 @@ static int add_event(struct peer *p, struct event **ev, int fd, short what, even
 	return *ev && event_add(*ev, timeout) == 0 ? 0 : -ENOMEM;
 }
 
-/* ---- birth ------------------------------------------------------------------------------------- */
+/* ---- birth ----------------------------------------------------------------------- */
 
 static int copy_groups(struct peer *p, const struct credentials *cred)
 {
@@ -194,7 +194,8 @@ int peer_attached(struct peer *p, struct mm *mm, int doorbell)
 
 	p->doorbell = doorbell;
 	/* Edge-triggered and never read, so that a client cannot make us block on it. */
-	r = add_event(p, &p->doorbell_event, doorbell, EV_READ | EV_ET | EV_PERSIST, doorbell_cb, NULL);
+	r = add_event(p, &p->doorbell_event, doorbell, EV_READ | EV_ET | EV_PERSIST, doorbell_cb,
+		      NULL);
 	if (r) {
 		free_event(&p->doorbell_event);
 		close_fd(&p->doorbell);
@@ -213,7 +214,7 @@ void peer_handle_packet(struct peer *p, const void *packet, size_t len)
 		free_event(&p->hello_timer);
 }
 
-/* ---- death -------------------------------------------------------------------------------------- */
+/* ---- death ----------------------------------------------------------------------- */
 
 /* Does the text that `fd` still has hold the needle? Unreadable or endless: as if it did. */
 static bool text_has_needle(int fd)
@@ -364,7 +365,8 @@ void peer_bad_message(struct peer *p, const char *what)
 	if (p->state == PEER_NEW) {
 		peer_refuse(p, what);
 	} else if (p->bad_messages >= SERVICE_MAX_BAD_MESSAGES) {
-		snprintf(why, sizeof(why), "%u bad messages, the last was %s", p->bad_messages, what);
+		snprintf(why, sizeof(why), "%u bad messages, the last was %s", p->bad_messages,
+			 what);
 		peer_refuse(p, why);
 	}
 }

@@ -26,10 +26,10 @@ struct service_attr_ops {
 };
 
 struct service_params {
-	struct machine *machine;           /* outlives the service */
+	struct machine *machine;             /* outlives the service */
 	const struct service_attr_ops *attr; /* NULL: there are no files */
 	void *attr_ctx;
-	int listen_fd;                     /* borrowed; -1: peers come by service_add_peer() only */
+	int listen_fd; /* borrowed; -1: peers come by service_add_peer() only */
 };
 
 int service_create(const struct service_params *params, struct service **out);
