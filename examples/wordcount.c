@@ -2,11 +2,11 @@
 /*
  * wordcount.c - several processes work on one structure with pointers in shared memory.
  *
- * The parent loads text files into a named segment, as a list of documents, each with its text and a
- * table of pointers to pieces of it. Then it starts workers: separate programs that open the segment
- * by its name, map it at the common address, and so follow the pointers as they stand. They take
- * pieces by an atomic counter and add up what they find in the segment. At the end wc -w counts the
- * same files.
+ * The parent loads text files into a named segment, as a list of documents, each with its text and
+ * a table of pointers to pieces of it. Then it starts workers: separate programs that open the
+ * segment by its name, map it at the common address, and so follow the pointers as they stand. They
+ * take pieces by an atomic counter and add up what they find in the segment. At the end wc -w
+ * counts the same files.
  *
  *     base of the segment
  *     +------------+     +-----------+     +-----------+
@@ -71,7 +71,7 @@ struct job {
 	struct worker_report worker[MAX_WORKERS];
 };
 
-/* ---- the command line ------------------------------------------------------------------------- */
+/* ---- the command line -------------------------------------------------------------------- */
 
 struct options {
 	const char *socket, *fallback;
@@ -141,7 +141,7 @@ static void interrupt(int signo)
 	interrupted = signo;
 }
 
-/* ---- counting --------------------------------------------------------------------------------- */
+/* ---- counting ---------------------------------------------------------------------------- */
 
 static bool is_space(unsigned char c)
 {
@@ -237,7 +237,7 @@ static int worker_main(arena_t *a, const struct options *o)
 	return 0;
 }
 
-/* ---- loading -------------------------------------------------------------------------------------- */
+/* ---- loading ----------------------------------------------------------------------------- */
 
 /* The segment is filled from its start up; what is taken is never given back. */
 struct loader {
@@ -368,7 +368,7 @@ static int load_files(struct loader *l)
 	return make_work(l);
 }
 
-/* ---- running the workers ----------------------------------------------------------------------- */
+/* ---- running the workers ----------------------------------------------------------------- */
 
 static double seconds(void)
 {
@@ -418,7 +418,7 @@ static int run_workers(const struct options *o, const char *segment)
 	return failed;
 }
 
-/* ---- the parent ----------------------------------------------------------------------------------- */
+/* ---- the parent -------------------------------------------------------------------------- */
 
 struct timing {
 	double load, count, wc;

@@ -30,7 +30,7 @@ static int fail(const char *what)
 	return 1;
 }
 
-/* ---- which files ---------------------------------------------------------------------------------- */
+/* ---- which files ------------------------------------------------------------------------- */
 
 static struct {
 	char **path;
@@ -57,7 +57,7 @@ static int add_file(const char *path, uint64_t size)
 	return 0;
 }
 
-/* Text: no NUL in its first block. Compressed files have one, or say by their name what they are. */
+/* Text: no NUL in its first block. Compressed files have one, or say it by their name. */
 static bool looks_like_text(const char *path)
 {
 	static const char *const compressed[] = {".gz", ".xz", ".bz2", ".zst", ".Z", ".zip"};
@@ -126,7 +126,7 @@ static int take_files(char **files, size_t nr_files)
 	return 0;
 }
 
-/* ---- wc ------------------------------------------------------------------------------------ */
+/* ---- wc ---------------------------------------------------------------------------------- */
 
 /* `wc -w -- files`; its last line begins with the total. */
 static int wc_batch(char **files, size_t n, uint64_t *words)

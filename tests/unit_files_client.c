@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit_files_client.c - what the tree says of clients: /proc/PID, the tables of clients and segments,
- * status. The client is an address space made here, with a name that tries to break the lines.
+ * unit_files_client.c - what the tree says of clients: /proc/PID, the tables of clients and
+ * segments, status. The client is an address space made here, with a name that tries to break
+ * the lines.
  */
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -14,7 +14,7 @@ static const struct {
 #undef TUNABLE
 };
 
-/* ---- directories -------------------------------------------------------------------------------- */
+/* ---- directories ------------------------------------------------------------------------- */
 
 static void test_directories(void **state __unused_)
 {
@@ -97,7 +97,7 @@ static void test_unknown(void **state __unused_)
 	}
 }
 
-/* ---- who may --------------------------------------------------------------------------------------- */
+/* ---- who may ----------------------------------------------------------------------------- */
 
 static void test_access(void **state __unused_)
 {
@@ -128,7 +128,7 @@ static void test_check(void **state __unused_)
 	assert_text("sys/kernel/mm/arena/check", "ok\n");
 }
 
-/* ---- tunables ------------------------------------------------------------------------------------------ */
+/* ---- tunables ---------------------------------------------------------------------------- */
 
 static void store_number(const char *path, uint64_t n, int want)
 {
@@ -196,7 +196,7 @@ static void test_watermarks_follow(void **state __unused_)
 	free(kbytes);
 }
 
-/* ---- nodes ------------------------------------------------------------------------------------------------ */
+/* ---- nodes ------------------------------------------------------------------------------- */
 
 static void test_nodes(void **state __unused_)
 {
@@ -242,7 +242,7 @@ static void test_cpus(void **state __unused_)
 	machine.topology = saved;
 }
 
-/* ---- memory blocks ------------------------------------------------------------------------------------------ */
+/* ---- memory blocks ----------------------------------------------------------------------- */
 
 static void test_sections(void **state __unused_)
 {

@@ -2,8 +2,8 @@
 /*
  * arenactl.c - command line of the daemon: one table of verbs, one connection, files of the tree.
  *
- * Options may stand before or behind the verb. Exit status: 0 done, 1 refused or failed (one line on
- * stderr), 2 wrong usage.
+ * Options may stand before or behind the verb. Exit status: 0 done, 1 refused or failed (one line
+ * on stderr), 2 wrong usage.
  */
 #include "tools/arenactl.h"
 
@@ -23,17 +23,15 @@ static int verb_set(struct ctl *c, char **args);
 static int verb_maps(struct ctl *c, char **args);
 
 static const struct ctl_verb verbs[] = {
-	{"status", "", "the arena, its nodes and zones, and what happened so far", 0, CTL_JSON,
-	 true, verb_status},
-	{"get", "PATH", "a file of the tree, as proc/meminfo; of a directory, its names", 1, 0,
-	 true, verb_get},
-	{"set", "PATH VALUE", "write a file of the tree, as proc/sys/vm/min_free_kbytes", 2, 0,
-	 true, verb_set},
+	{"status", "", "the arena, its nodes and zones, and what happened", 0, CTL_JSON, true,
+	 verb_status},
+	{"get", "PATH", "a file, as proc/meminfo; of a directory, its names", 1, 0, true, verb_get},
+	{"set", "PATH VALUE", "write a file, as proc/sys/vm/min_free_kbytes", 2, 0, true, verb_set},
 	{"ps", "", "the clients, with their memory and faults", 0, 0, true, verb_ps},
 	{"maps", "PID", "the mappings of one client", 1, 0, true, verb_maps},
 	{"segments", "", "the named shared segments", 0, 0, true, verb_segments},
-	{"host-setup", "", "have the host give hugepages to the arena (root; --check only reports)",
-	 0, CTL_CHECK | CTL_ROOT, false, verb_host_setup},
+	{"host-setup", "", "have the host give the arena hugepages (as root)", 0,
+	 CTL_CHECK | CTL_ROOT, false, verb_host_setup},
 };
 
 int ctl_fail(const char *fmt, ...)
@@ -48,7 +46,7 @@ int ctl_fail(const char *fmt, ...)
 	return CTL_FAILED;
 }
 
-/* ---- files of the tree ------------------------------------------------------------------------ */
+/* ---- files of the tree ------------------------------------------------------------------- */
 
 /* The library gives the beginning of a file: ask with more room until there was room to spare. */
 char *ctl_read(struct ctl *c, const char *path, size_t *len)
@@ -102,7 +100,7 @@ static int verb_maps(struct ctl *c, char **args)
 	return print_file(c, path);
 }
 
-/* ---- the command line --------------------------------------------------------------------------- */
+/* ---- the command line -------------------------------------------------------------------- */
 
 enum option_key { KEY_SOCKET = 's', KEY_JSON = 256, KEY_CHECK, KEY_ROOT };
 
@@ -206,7 +204,7 @@ static int check_usage(const struct command_line *line, const struct ctl_verb **
 	return usage("there is no verb '%s'", line->args[0]);
 }
 
-/* ---- the connection -------------------------------------------------------------------------------- */
+/* ---- the connection ---------------------------------------------------------------------- */
 
 /* For the message alone, by the library's own rule: what is asked for, the system's daemon if there
  * is one, else one of this user's. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* arenactl.h - what the verbs of arenactl share: one row each, and one line on stderr if it fails. */
+/* arenactl.h - what the verbs of arenactl share: a row each, and one line on stderr on failure. */
 #ifndef TOOLS_ARENACTL_H
 #define TOOLS_ARENACTL_H
 

@@ -2,9 +2,9 @@
 /*
  * arenactl_host.c - host-setup: the one setting of the host that arenad gains most from.
  *
- * The arena is shared memory that asks for hugepages mapping by mapping. The kernel grants that when
- * shmem_enabled is advise or more, and advise changes nothing for programs that do not ask. Its
- * default is never.
+ * The arena is shared memory that asks for hugepages mapping by mapping. The kernel grants that
+ * when shmem_enabled is advise or more, and advise changes nothing for programs that do not ask.
+ * Its default is never.
  */
 #include <errno.h>
 #include <fcntl.h>

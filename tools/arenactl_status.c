@@ -2,9 +2,9 @@
 /*
  * arenactl_status.c - the status file, "key value" lines, for people or as JSON.
  *
- * Keys "node.N.KEY" and "zone.N.NAME.KEY" follow the others, node by node. JSON carries every key the
- * daemon has, also those that this program knows nothing of:
- *     {"version":"0.1.0",...,"node":[{"id":0,"total_bytes":...,"zone":[{"name":"DMA",...},...]},...]}
+ * Keys "node.N.KEY" and "zone.N.NAME.KEY" follow the others, node by node. JSON carries every key
+ * the daemon has, also those that this program knows nothing of:
+ *     {"version":"0.1.0",...,"node":[{"id":0,"total_bytes":...,"zone":[{"name":"DMA",...},...]}]}
  */
 #include <ctype.h>
 #include <inttypes.h>
@@ -67,7 +67,7 @@ static int read_status(struct ctl *c, struct status *st)
 	return CTL_DONE;
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------- */
+/* ---- JSON -------------------------------------------------------------------------------- */
 
 /* A byte above 0x7e may be half of a character: as JSON it is that code point. */
 static void json_string(const char *s)
@@ -171,7 +171,7 @@ static void print_json(const struct status *st)
 	fputs("]}\n", stdout);
 }
 
-/* ---- for people ------------------------------------------------------------------------------------- */
+/* ---- for people -------------------------------------------------------------------------- */
 
 static const char *find(const struct status *st, const char *key)
 {

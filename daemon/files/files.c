@@ -3,9 +3,9 @@
  * files.c - from a path to a row of the table, or to a directory that rows imply.
  *
  * A path is walked against each row's path component by component: a literal component must be the
- * same, one with %u must carry the decimal number of something that exists (a client's pid, a node, a
- * section). A path that ends where a row's goes on is a directory. Nothing is cached: pids come
- * and go.
+ * same, one with %u must carry the decimal number of something that exists (a client's pid, a
+ * node, a section). A path that ends where a row's goes on is a directory. Nothing is cached: pids
+ * come and go.
  */
 #include "daemon/files/files.h"
 
@@ -53,7 +53,7 @@ struct files *files_destroy(struct files *f)
 	return NULL;
 }
 
-/* ---- paths ---------------------------------------------------------------------------------- */
+/* ---- paths ------------------------------------------------------------------------------- */
 
 /* The next component: *len bytes from the return, *s moves behind it and its slashes. */
 static const char *next_component(const char **s, size_t *len)
@@ -167,7 +167,7 @@ static bool is_directory(const struct files *f, const char *path)
 	return false;
 }
 
-/* ---- directories ------------------------------------------------------------------------------ */
+/* ---- directories ------------------------------------------------------------------------- */
 
 /* All names that `len` bytes of a row's path stand for. */
 static void list_component(const struct files *f, enum file_key key, const char *name, size_t len,
@@ -194,10 +194,10 @@ static void list_component(const struct files *f, enum file_key key, const char 
 	}
 }
 
-/* A name is listed for the first row that has it. Patterns are compared, not what they stand for. */
+/* A name is listed for the first row that has it. Patterns are compared, not their numbers. */
 static bool list_directory(const struct files *f, const char *path, FILE *out)
 {
-	const char *listed[ARRAY_SIZE(rows)];
+	const char *listed[ARRAY_SIZE(rows)] = {NULL};
 	size_t nr = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -219,7 +219,7 @@ static bool list_directory(const struct files *f, const char *path, FILE *out)
 	return nr > 0;
 }
 
-/* ---- access ----------------------------------------------------------------------------------- */
+/* ---- access ------------------------------------------------------------------------------ */
 
 static bool is_privileged(const struct files *f, const struct credentials *cred)
 {

@@ -2,9 +2,9 @@
 /*
  * show.h - inside the files room: a row of the tree, and what its show and store get.
  *
- * A path has at most one number, written %u in the row; `key` says what is counted by it and so which
- * directories exist. Nothing here keeps state of its own: every text is made from phys, virt and
- * the state at the moment it is asked for.
+ * A path has at most one number, written %u in the row; `key` says what is counted by it and so
+ * which directories exist. Nothing here keeps state of its own: every text is made from phys, virt
+ * and the state at the moment it is asked for.
  */
 #ifndef FILES_SHOW_H
 #define FILES_SHOW_H
@@ -48,7 +48,7 @@ struct file_row {
 int show_tunable(struct show *s);
 int store_tunable(struct show *s, const char *value);
 
-/* ---- sums (show_mem.c) ------------------------------------------------------------------ */
+/* ---- sums (show_mem.c) ------------------------------------------------------------------- */
 
 /* A gauge that several places count up and down: below zero for a moment shows as zero. */
 static inline uint64_t gauge(uint64_t v)
@@ -75,7 +75,7 @@ extern const char *const zone_item_text[NR_ZONE_ITEMS];
 extern const char *const numa_item_text[NR_NUMA_ITEMS];
 extern const char *const node_item_text[NR_NODE_ITEMS];
 
-/* ---- text ------------------------------------------------------------------------------- */
+/* ---- text -------------------------------------------------------------------------------- */
 
 /* A name that a client chose: control characters and backslashes in octal, "\012", and with
  * `blanks` blanks too, so that it stays one field of one line. */

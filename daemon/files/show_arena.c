@@ -2,9 +2,9 @@
 /*
  * show_arena.c - what Linux has no file for: the service as a whole, its clients, its segments.
  *
- * status is "key value" lines. Keys of a node are node.N.KEY, those of a zone zone.N.NAME.KEY, and they
- * come after all others, node by node. clients and segments are tables with one line of headings;
- * the last column, a name, has its blanks in octal. New keys and columns may be added.
+ * status is "key value" lines. Keys of a node are node.N.KEY, those of a zone zone.N.NAME.KEY, and
+ * they come after all others, node by node. clients and segments are tables with one line of
+ * headings; the last column, a name, has its blanks in octal. New keys and columns may be added.
  */
 #include <unistd.h>
 
@@ -34,7 +34,7 @@ int show_shmem_enabled(struct show *s)
 	return 0;
 }
 
-/* ---- status --------------------------------------------------------------------------------- */
+/* ---- status ------------------------------------------------------------------------------ */
 
 static void put(struct show *s, const char *key, uint64_t value)
 {
@@ -56,7 +56,7 @@ static void put_service(struct show *s)
 	uint64_t now = clock_now();
 	uint64_t boot = s->machine->boot_time;
 
-	fprintf(s->out, "version %u.%u.%u\n", ARENA_VERSION_MAJOR, ARENA_VERSION_MINOR,
+	fprintf(s->out, "version %d.%d.%d\n", ARENA_VERSION_MAJOR, ARENA_VERSION_MINOR,
 		ARENA_VERSION_PATCH);
 	put(s, "pid", (uint64_t)getpid());
 	put(s, "uptime_seconds", now > boot ? (now - boot) / NSEC_PER_SEC : 0);
@@ -167,7 +167,7 @@ int show_arena_status(struct show *s)
 	return 0;
 }
 
-/* ---- clients and segments ------------------------------------------------------------------- */
+/* ---- clients and segments ---------------------------------------------------------------- */
 
 int show_arena_clients(struct show *s)
 {

@@ -74,7 +74,7 @@ static uint64_t available_pages(struct phys *p)
 	return available;
 }
 
-/* ---- meminfo ---------------------------------------------------------------------------------- */
+/* ---- meminfo ----------------------------------------------------------------------------- */
 
 static void put_kb(FILE *out, const char *prefix, const char *label, uint64_t kb)
 {
@@ -168,13 +168,13 @@ int show_meminfo(struct show *show)
 	put_kb(out, "", "VmallocUsed", 0);
 	put_kb(out, "", "VmallocChunk", 0);
 	put_kb(out, "", "Percpu", 0);
-	fprintf(out, "HardwareCorrupted: %5u kB\n", 0);
+	fprintf(out, "HardwareCorrupted: %5d kB\n", 0);
 	put_thp(out, "", &s);
 	put_kb(out, "", "FileHugePages", huge_kb(&s, NR_FILE_THPS));
 	put_kb(out, "", "FilePmdMapped", huge_kb(&s, NR_FILE_PMDMAPPED));
 	fprintf(out,
-		"HugePages_Total:   %5u\nHugePages_Free:    %5u\n"
-		"HugePages_Rsvd:    %5u\nHugePages_Surp:    %5u\n",
+		"HugePages_Total:   %5d\nHugePages_Free:    %5d\n"
+		"HugePages_Rsvd:    %5d\nHugePages_Surp:    %5d\n",
 		0, 0, 0, 0);
 	put_kb(out, "", "Hugepagesize", ARENA_LEAF_SIZE >> 10);
 	put_kb(out, "", "Hugetlb", 0);
@@ -206,13 +206,13 @@ int show_node_meminfo(struct show *show)
 	/* these labels are one column short, as Linux prints them */
 	fprintf(out, "%sFileHugePages: %8" PRIu64 " kB\n", node, huge_kb(&s, NR_FILE_THPS));
 	fprintf(out, "%sFilePmdMapped: %8" PRIu64 " kB\n", node, huge_kb(&s, NR_FILE_PMDMAPPED));
-	fprintf(out, "%sHugePages_Total: %5u\n", node, 0);
-	fprintf(out, "%sHugePages_Free:  %5u\n", node, 0);
-	fprintf(out, "%sHugePages_Surp:  %5u\n", node, 0);
+	fprintf(out, "%sHugePages_Total: %5d\n", node, 0);
+	fprintf(out, "%sHugePages_Free:  %5d\n", node, 0);
+	fprintf(out, "%sHugePages_Surp:  %5d\n", node, 0);
 	return 0;
 }
 
-/* ---- vmstat ------------------------------------------------------------------------------------- */
+/* ---- vmstat ------------------------------------------------------------------------------ */
 
 static void put_items(FILE *out, const char *const *text, const uint64_t *value, unsigned n)
 {

@@ -58,7 +58,7 @@ int show_pid_comm(struct show *s)
 	return 0;
 }
 
-/* ---- maps --------------------------------------------------------------------------------------- */
+/* ---- maps -------------------------------------------------------------------------------- */
 
 static void put_vma(FILE *out, const struct vma_info *vma)
 {
@@ -93,7 +93,7 @@ int show_pid_maps(struct show *s)
 	return 0;
 }
 
-/* ---- status and statm ----------------------------------------------------------------------------- */
+/* ---- status and statm -------------------------------------------------------------------- */
 
 /* Data is not counted apart. */
 int show_pid_statm(struct show *s)
@@ -123,8 +123,8 @@ static void put_mems_allowed(struct show *s)
 	fprintf(s->out, "Mems_allowed_list:\t%s\n", text);
 }
 
-/* Lines whose truth only the kernel knows (state, threads, signals) are left to its own file. Pages of
- * arena_alloc_pages() never move: they are what Linux calls pinned. */
+/* Lines whose truth only the kernel knows (state, threads, signals) are left to its own file. Pages
+ * of arena_alloc_pages() never move: they are what Linux calls pinned. */
 int show_pid_status(struct show *s)
 {
 	struct mm *mm = first_mm(s);

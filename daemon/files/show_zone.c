@@ -43,7 +43,7 @@ int show_buddyinfo(struct show *s)
 	return 0;
 }
 
-/* ---- pagetypeinfo ----------------------------------------------------------------------------- */
+/* ---- pagetypeinfo ------------------------------------------------------------------------ */
 
 static void put_free_blocks(FILE *out, struct node *n)
 {
@@ -91,7 +91,7 @@ int show_pagetypeinfo(struct show *s)
 		sum_node(n, &sums);
 		if (!sums.managed)
 			continue;
-		fprintf(s->out, "Page block order: %u\nPages per block:  %u\n\n", PAGEBLOCK_ORDER,
+		fprintf(s->out, "Page block order: %d\nPages per block:  %u\n\n", PAGEBLOCK_ORDER,
 			PAGEBLOCK_PAGES);
 		put_free_blocks(s->out, n);
 		put_pageblocks(s->out, n);
@@ -99,7 +99,7 @@ int show_pagetypeinfo(struct show *s)
 	return 0;
 }
 
-/* ---- zoneinfo --------------------------------------------------------------------------------- */
+/* ---- zoneinfo ---------------------------------------------------------------------------- */
 
 static bool is_first_populated(const struct node *n, const struct zone *z)
 {
