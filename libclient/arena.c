@@ -136,7 +136,8 @@ void client_forget_windows(void)
 static uint32_t tables_for(uint64_t window)
 {
 	/* Twice what the window can use at once: tables wait in limbo before they are used again. */
-	return (uint32_t)MIN(2 * (window >> ARENA_LEAF_SHIFT) + 4096, (uint64_t)ARENA_MM_MAX_TABLES);
+	return (uint32_t)MIN(2 * (window >> ARENA_LEAF_SHIFT) + 4096,
+			     (uint64_t)ARENA_MM_MAX_TABLES);
 }
 
 static uint64_t mm_bytes(uint64_t window)
@@ -149,19 +150,23 @@ static uint64_t channel_bytes(uint64_t window)
 	return ARENA_CHANNEL_BITS + tables_for(window) * sizeof(struct arena_table_bits);
 }
 
+static uint64_t address_space_used(void)
+{
+	_cleanup_(fclosep) FILE *f = fopen("/proc/self/statm", "re");
+	unsigned long long pages;
+
+	return f && fscanf(f, "%llu", &pages) == 1 ? pages * (uint64_t)os_page_size() : 0;
+}
+
 /* Under RLIMIT_AS: what the library may take, a quarter of the limit left to the program. */
 static uint64_t address_space_left(void)
 {
-	_cleanup_(fclosep) FILE *f = NULL;
-	unsigned long long used = 0;
 	struct rlimit limit;
+	uint64_t used;
 
 	if (getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY)
 		return UINT64_MAX;
-	f = fopen("/proc/self/statm", "re");
-	if (f && fscanf(f, "%llu", &used) == 1)
-		used *= (unsigned long long)os_page_size();
-	used += limit.rlim_cur / 4;
+	used = address_space_used() + limit.rlim_cur / 4;
 	return used < limit.rlim_cur ? limit.rlim_cur - used : 0;
 }
 
@@ -368,7 +373,7 @@ int client_enter_attached(struct arena *a)
 /* The options as this version knows them; what a later one may have added must be 0. */
 static int take_options(const struct arena_options *options, struct arena_options *o)
 {
-	*o = (struct arena_options){ .size = sizeof(*o) };
+	*o = (struct arena_options){.size = sizeof(*o)};
 	if (!options)
 		return 0;
 	if (options->size < sizeof(*o) || options->size > ARENA_PAGE_SIZE)

@@ -78,6 +78,11 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 	    !in_window(a, m.reply->address->address, pages))
 		return -EPROTO;
 	address = m.reply->address->address;
+	/*
+	 * The range may have been unmapped a moment ago by a thread that has not come to flush it:
+	 * a store to what is left of that mapping would be lost.
+	 */
+	client_flush_upto(a, load_acquire(&a->tlb.channel->flush_head), false);
 	/* As mmap(2): that it could not be populated is no failure of the mapping. */
 	if ((args->flags & MAP_POPULATE) && (args->prot & (PROT_READ | PROT_WRITE)))
 		populate(a, address, pages, args->prot & PROT_WRITE);
@@ -88,8 +93,7 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
 	struct mmap_args args = {
-		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off
-	};
+		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off};
 	void *out;
 	int r = client_enter_attached(a);
 

@@ -51,7 +51,7 @@ static int socket_path(const char *wanted, struct sockaddr_un *sa, bool *own)
 
 static int connect_socket(const char *path, int *out)
 {
-	struct sockaddr_un sa = { 0 };
+	struct sockaddr_un sa = {0};
 	_cleanup_(closep) int fd = -1;
 	bool own;
 	int r = socket_path(path, &sa, &own);
@@ -106,15 +106,6 @@ uint32_t client_umask(void)
 	return 022;
 }
 
-static void read_comm(char *comm, size_t size)
-{
-	_cleanup_(fclosep) FILE *f = fopen("/proc/self/comm", "re");
-
-	if (!f || !fgets(comm, (int)size, f))
-		*comm = '\0';
-	comm[strcspn(comm, "\n")] = '\0';
-}
-
 /* The daemon hung up, or talks nonsense: nothing more comes of this connection. */
 static int lost(struct arena *a, int r)
 {
@@ -149,7 +140,7 @@ static void close_all(const int *fds, unsigned *nr)
 int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds)
 {
-	struct frame_arena fa = { .buf = b->arena, .size = sizeof(b->arena) };
+	struct frame_arena fa = {.buf = b->arena, .size = sizeof(b->arena)};
 	int cancel, r;
 	size_t len;
 	ssize_t n;
@@ -186,16 +177,14 @@ static int say_hello(struct arena *a)
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Hello hello = ARENA__HELLO__INIT;
 	Arena__Reply *reply;
-	char comm[64];
 	int r;
 
 	if (!b)
 		return -ENOMEM;
-	read_comm(comm, sizeof(comm));
 	hello.abi_major = ARENA_ABI_MAJOR;
 	hello.abi_minor = ARENA_ABI_MINOR;
 	hello.library = (char *)CLIENT_VERSION;
-	hello.comm = comm;
+	hello.comm = program_invocation_short_name;
 	request.call_case = ARENA__REQUEST__CALL_HELLO;
 	request.hello = &hello;
 	r = socket_call(a, &request, b, &reply, NULL, 0, NULL);

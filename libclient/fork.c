@@ -45,7 +45,7 @@ static void disown(struct arena *a)
 	a->mm_map = a->channel_map = NULL;
 	a->tlb.notes = NULL;
 	a->tlb.size = 0;
-	a->tlb.lock = (struct small_lock){ 0 };
+	a->tlb.lock = (struct small_lock){0};
 	a->flush_running = false;
 	a->trapped = false;
 	a->foreign = 1;

@@ -12,7 +12,7 @@
  *   calls.c shm.c pages.c attr.c   the public calls
  *   fork.c          the child of fork() has none of this
  *
- * Locks, in the order they are taken: client_mutex (open, attach, close, fork), an arena's
+ * Locks, in the order they are taken: client_mutex (open, attach, close, fork, shm_open), an arena's
  * sock_mutex, its tlb lock, the lock of sigchain.c. The last two are small_locks that traps take;
  * no thread sends or waits for the daemon with one of them.
  *
@@ -40,11 +40,11 @@
 
 struct mailboxes {
 	struct arena_mailbox *box;
-	uint64_t free;     /* bit per mailbox */
-	uint32_t freed;    /* futex: counts while somebody waits for one */
-	uint32_t waiting;  /* threads that do */
+	uint64_t free;    /* bit per mailbox */
+	uint32_t freed;   /* futex: counts while somebody waits for one */
+	uint32_t waiting; /* threads that do */
 	uint64_t next_id;
-	uint32_t spin;     /* how long replies took lately, in pauses */
+	uint32_t spin; /* how long replies took lately, in pauses */
 };
 
 struct arena {
@@ -52,8 +52,8 @@ struct arena {
 	int sock;
 	pthread_mutex_t sock_mutex;
 	uint64_t sock_id;
-	uint32_t dead;     /* the daemon hung up: every call is ECONNRESET */
-	uint32_t foreign;  /* a copy in the child of fork(): every call is EBADF */
+	uint32_t dead;    /* the daemon hung up: every call is ECONNRESET */
+	uint32_t foreign; /* a copy in the child of fork(): every call is EBADF */
 
 	/* the address space; valid once `attached` is seen set */
 	uint32_t attached;
@@ -66,7 +66,7 @@ struct arena {
 	pthread_t flush_thread;
 	bool flush_running;
 	uint32_t flush_stop;
-	bool trapped;      /* counted by trap_install() */
+	bool trapped; /* counted by trap_install() */
 };
 
 struct arena_shm {
@@ -141,7 +141,7 @@ struct fault_signal {
 	int signo, code;
 };
 
-int trap_install(void);   /* counted; under client_mutex */
+int trap_install(void); /* counted; under client_mutex */
 void trap_uninstall(void);
 void trap_forget(void); /* in the child of fork(): nobody needs it any more */
 /* Make [addr] accessible. 0, or 1 and the signal that refuses it. */

@@ -32,13 +32,14 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 	m->freed = m->waiting = 0;
 	m->next_id = 0;
 	m->spin = SPIN_MAX;
+	os_nr_cpus(); /* looks them up once, which a trap must not */
 }
 static_assert(ARENA_NR_MAILBOXES == 64, "a bit of one word per mailbox");
 
 /* poll(2) goes straight to the kernel: the C library's is a cancellation point. */
 static bool daemon_gone(struct arena *a)
 {
-	struct pollfd p = { .fd = a->sock, .events = POLLRDHUP };
+	struct pollfd p = {.fd = a->sock, .events = POLLRDHUP};
 
 	if (load_acquire(&a->dead))
 		return true;
@@ -130,15 +131,16 @@ static void send_request(struct arena *a, int nr)
 
 	store_release(&a->mail.box[nr].state, ARENA_MAILBOX_REQUEST);
 	__atomic_fetch_or(&ch->pending, UINT64_C(1) << nr, __ATOMIC_SEQ_CST);
-	fence_full();
-	if (!load_relaxed(&ch->daemon_poll))
+	/* After the bit: a daemon that goes to sleep clears daemon_poll, then looks at the bits. */
+	if (!__atomic_load_n(&ch->daemon_poll, __ATOMIC_SEQ_CST))
 		os_eventfd_ring(a->doorbell);
 }
 
 static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m)
 {
 	struct arena_mailbox *box = &a->mail.box[nr];
-	struct frame_arena fa = { .buf = m->memory, .size = sizeof(m->memory) };
+	/* cppcheck-suppress ctuuninitvar; memory to be filled */
+	struct frame_arena fa = {.buf = m->memory, .size = sizeof(m->memory)};
 	uint64_t id = __atomic_add_fetch(&a->mail.next_id, 1, __ATOMIC_RELAXED);
 	size_t len;
 	int r;

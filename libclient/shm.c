@@ -34,20 +34,21 @@ static void close_segment(struct arena *a, uint32_t segment)
 	mailbox_call(a, &request, &m, false);
 }
 
-/* The slot's descriptor, if one came; two threads may open the same segment at once. */
+/* The slot's descriptor, if one came. */
 static int take_slot(struct arena *a, uint32_t slot, unsigned nr_fds, int fd)
 {
-	int r = 0;
+	int r;
 
-	if (nr_fds) {
-		pthread_mutex_lock(&a->sock_mutex);
-		r = tlb_slot_set(&a->tlb, slot, client_high_fd(fd));
-		pthread_mutex_unlock(&a->sock_mutex);
-	}
+	if (!nr_fds)
+		return 0;
+	fd = client_high_fd(fd);
+	r = tlb_slot_set(&a->tlb, slot, fd);
+	if (r < 0)
+		close(fd);
 	return r;
 }
 
-static int shm_open_rpc(struct arena *a, Arena__ShmOpen *call, uint32_t *segment)
+static int exchange_open(struct arena *a, Arena__ShmOpen *call, uint32_t *segment)
 {
 	_cleanup_(freep) struct sock_buffer *b = malloc(sizeof(*b));
 	Arena__Request request = ARENA__REQUEST__INIT;
@@ -74,9 +75,26 @@ static int shm_open_rpc(struct arena *a, Arena__ShmOpen *call, uint32_t *segment
 	return r;
 }
 
+/*
+ * From the request until its descriptor is in place no other thread opens a segment: the same
+ * slot would be nothing new for it, and it would use the number before we have filled it.
+ */
+static int shm_open_rpc(struct arena *a, Arena__ShmOpen *call, uint32_t *segment)
+{
+	int cancel, r;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	pthread_mutex_lock(&client_mutex);
+	r = exchange_open(a, call, segment);
+	pthread_mutex_unlock(&client_mutex);
+	pthread_setcancelstate(cancel, NULL);
+	return r;
+}
+
 arena_shm_t *arena_shm_open(arena_t *a, const char *name, int oflag, mode_t mode)
 {
 	_cleanup_(freep) arena_shm_t *s = NULL;
+	_cleanup_(freep) char *copy = NULL; /* the name may be arena memory, which faults */
 	Arena__ShmOpen call = ARENA__SHM_OPEN__INIT;
 	int r = check_name(name);
 
@@ -84,12 +102,13 @@ arena_shm_t *arena_shm_open(arena_t *a, const char *name, int oflag, mode_t mode
 		r = client_enter_attached(a);
 	if (r == 0) {
 		s = mem_alloc(sizeof(*s));
-		r = s ? 0 : -ENOMEM;
+		copy = mem_strdup(name);
+		r = s && copy ? 0 : -ENOMEM;
 	}
 	if (r == 0) {
 		if (oflag & O_CREAT)
 			mode &= ~(mode_t)client_umask();
-		call.name = (char *)name;
+		call.name = copy;
 		/* What shm_open(3) sets by itself says nothing here. */
 		call.oflag = (uint32_t)(oflag & ~(O_CLOEXEC | O_NOFOLLOW));
 		call.mode = mode & 07777;
@@ -124,8 +143,7 @@ int arena_shm_truncate(arena_shm_t *s, off_t size)
 void *arena_shm_mmap(arena_shm_t *s, void *addr, size_t len, int prot, int flags, off_t off)
 {
 	struct mmap_args args = {
-		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off
-	};
+		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off};
 	void *out;
 	int r = enter_shm(s);
 

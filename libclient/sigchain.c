@@ -21,11 +21,10 @@
 
 /* The C library's own, under the name that it exports for this. */
 extern int __sigaction(int sig, const struct sigaction *act, struct sigaction *old);
-extern sighandler_t sysv_signal(int sig, sighandler_t handler);
 extern sighandler_t __sysv_signal(int sig, sighandler_t handler);
 extern sighandler_t bsd_signal(int sig, sighandler_t handler);
 
-static const int chained[] = { SIGSEGV, SIGBUS };
+static const int chained[] = {SIGSEGV, SIGBUS};
 
 static struct small_lock chain_lock;
 static bool installed;
@@ -104,7 +103,7 @@ void sigchain_before_fork(void)
 void sigchain_after_fork(bool child)
 {
 	if (child)
-		chain_lock = (struct small_lock){ 0 };
+		chain_lock = (struct small_lock){0};
 	else
 		small_lock_release(&chain_lock);
 }
@@ -118,7 +117,7 @@ void sigchain_after_fork(bool child)
  */
 static void die_of(int sig, siginfo_t *info, ucontext_t *uc)
 {
-	struct sigaction dfl = { .sa_handler = SIG_DFL };
+	struct sigaction dfl = {.sa_handler = SIG_DFL};
 
 	write_mask(&uc->uc_sigmask, read_mask(&uc->uc_sigmask) & ~signal_bit(sig));
 	__sigaction(sig, &dfl, NULL);
@@ -209,7 +208,7 @@ int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
 
 static sighandler_t simple_signal(int sig, sighandler_t handler, int flags)
 {
-	struct sigaction act = { .sa_handler = handler, .sa_flags = flags }, old;
+	struct sigaction act = {.sa_handler = handler, .sa_flags = flags}, old;
 
 	if (handler == SIG_ERR) {
 		errno = EINVAL;
@@ -231,18 +230,16 @@ sighandler_t bsd_signal(int sig, sighandler_t handler)
 	return signal(sig, handler);
 }
 
-/* What signal() is in a program compiled for System V semantics. */
+/* What signal() is in a program compiled for System V semantics; there is no more to it than this. */
 sighandler_t __sysv_signal(int sig, sighandler_t handler)
 {
-	if (index_of(sig) < 0)
-		return sysv_signal(sig, handler);
 	return simple_signal(sig, handler, (int)(SA_RESETHAND | SA_NODEFER));
 }
 
 /* sigset(3): the C library has no other name for its own, so this is all of it. */
 sighandler_t sigset(int sig, sighandler_t disposition)
 {
-	struct sigaction act = { .sa_handler = disposition }, old;
+	struct sigaction act = {.sa_handler = disposition}, old;
 	sigset_t one, before;
 
 	sigemptyset(&one);

@@ -63,12 +63,12 @@ int tlb_slot_fd(const struct tlb *t, unsigned slot)
 
 int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 {
+	uint64_t mask;
 	int *chunk;
+	int old;
 
 	if (slot >= ARENA_MAX_SLOTS || fd < 0)
 		return -EBADF;
-	if (tlb_slot_fd(t, slot) >= 0)
-		return -EEXIST;
 	chunk = t->slots[slot / SLOTS_PER_CHUNK];
 	if (!chunk) {
 		chunk = mem_array(SLOTS_PER_CHUNK, sizeof(*chunk));
@@ -76,7 +76,13 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 			return -ENOMEM;
 		store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
 	}
+	/* A refill uses the descriptor under the lock. */
+	mask = tlb_lock(t, false);
+	old = chunk[slot % SLOTS_PER_CHUNK] - 1;
 	store_release(&chunk[slot % SLOTS_PER_CHUNK], fd + 1);
+	tlb_unlock(t, mask, false);
+	if (old >= 0)
+		close(old);
 	return 0;
 }
 
@@ -153,10 +159,10 @@ static int map_run(struct tlb *t, const struct tlb_run *run)
 	r = tlb_note_prepare(t, page);
 	if (r < 0)
 		return r;
-	r = faultpoint("client.refill") ? -ENOMEM :
-					  os_map_fixed(pointer(run->start), run->end - run->start, fd,
-						       arena_pte_pfn(run->pte) << ARENA_PAGE_SHIFT,
-						       flags);
+	r = faultpoint("client.refill")
+		    ? -ENOMEM
+		    : os_map_fixed(pointer(run->start), run->end - run->start, fd,
+				   arena_pte_pfn(run->pte) << ARENA_PAGE_SHIFT, flags);
 	if (r < 0) {
 		void *p;
 
@@ -256,7 +262,8 @@ static void clear_accessed(struct tlb *t, uint64_t start, uint64_t end)
 			continue;
 		}
 		/* Entries of a PMD table may lead down to further tables, so one at a time. */
-		table_end = w.level ? ALIGN_DOWN(addr, span) + span : ALIGN_DOWN(addr, span << 9) + (span << 9);
+		table_end = w.level ? ALIGN_DOWN(addr, span) + span
+				    : ALIGN_DOWN(addr, span << 9) + (span << 9);
 		stop = MIN(end, table_end);
 		if (w.level == 0)
 			mark_bits(t->bits[w.table].accessed, w.index,
@@ -297,7 +304,8 @@ static void flush_wrprotect(struct tlb *t, uint64_t start, uint64_t end)
 		uint64_t len = (last - first) << ARENA_PAGE_SHIFT;
 		bool executable = tlb_note_executable(t, first);
 
-		if (os_protect(pointer(from), len, OS_MAP_READ | (executable ? OS_MAP_EXEC : 0)) < 0) {
+		if (os_protect(pointer(from), len, OS_MAP_READ | (executable ? OS_MAP_EXEC : 0)) <
+		    0) {
 			evict(t);
 			return;
 		}
@@ -332,10 +340,9 @@ static bool copy_entry(const struct tlb *t, uint64_t seq, struct arena_flush_ent
 
 	if (load_acquire(&e->seq) != seq)
 		return false;
-	out->start = load_relaxed(&e->start);
-	out->end = load_relaxed(&e->end);
-	out->op = load_relaxed(&e->op);
-	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	out->start = load_acquire(&e->start);
+	out->end = load_acquire(&e->end);
+	out->op = load_acquire(&e->op);
 	return load_acquire(&t->channel->flush_head) - seq < ARENA_FLUSH_ENTRIES - 1 &&
 	       load_acquire(&e->seq) == seq;
 }
@@ -373,7 +380,6 @@ void tlb_ack(struct tlb *t, uint64_t seq, int doorbell)
 	while (old < seq && !__atomic_compare_exchange_n(&t->channel->flush_ack, &old, seq, false,
 							 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		;
-	fence_full();
-	if (load_relaxed(&t->channel->flush_kick) == 1)
+	if (__atomic_load_n(&t->channel->flush_kick, __ATOMIC_SEQ_CST) == 1)
 		os_eventfd_ring(doorbell);
 }

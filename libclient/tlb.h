@@ -64,8 +64,8 @@ struct tlb {
 	struct small_lock lock;
 	struct tlb_note *notes;
 	uint64_t nr_starts, nr_pieces;
-	uint64_t max_maps; /* drop everything above this estimate */
-	uint64_t applied;  /* flushes done; read without the lock, too */
+	uint64_t max_maps;                    /* drop everything above this estimate */
+	uint64_t applied;                     /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
 
@@ -83,8 +83,8 @@ struct tlb_run {
 	uint64_t pte;        /* the entry of `start` */
 	unsigned level;      /* 0 or 1 */
 	uint32_t table;
-	unsigned index, nr;    /* entries of the table */
-	unsigned nr_ahead;     /* of them, filled ahead */
+	unsigned index, nr;           /* entries of the table */
+	unsigned nr_ahead;            /* of them, filled ahead */
 	bool joins_left, joins_right; /* the kernel will merge it with its neighbour */
 };
 
@@ -149,7 +149,8 @@ uint64_t tlb_flush(struct tlb *t, bool blocked);
 void tlb_ack(struct tlb *t, uint64_t seq, int doorbell);
 /* Descriptor of a slot, -1 if there is none. */
 int tlb_slot_fd(const struct tlb *t, unsigned slot);
-/* The descriptor becomes the tlb's; one caller at a time. -EBADF, -EEXIST, -ENOMEM: still yours. */
+/* The descriptor becomes the tlb's, in place of what the slot had: the daemon uses numbers again.
+ * One caller at a time. -EBADF, -ENOMEM: still yours. */
 int tlb_slot_set(struct tlb *t, unsigned slot, int fd);
 void tlb_slots_close(struct tlb *t);
 

@@ -28,7 +28,7 @@
 /* The daemon says yes, but the entry says no: another thread is changing the mapping. */
 #define MAX_TRIES 1000
 
-static const struct fault_signal bus_error = { .signo = SIGBUS, .code = BUS_ADRERR };
+static const struct fault_signal bus_error = {.signo = SIGBUS, .code = BUS_ADRERR};
 
 static int ask_daemon(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused)
 {

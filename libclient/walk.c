@@ -12,8 +12,8 @@
 #include "libclient/tlb.h"
 
 /* Entries of a run are alike in these. */
-#define RUN_KEY                                                                               \
-	(ARENA_PTE_PRESENT | ARENA_PTE_PERM | ARENA_PTE_HUGE | ARENA_PTE_HOLE |               \
+#define RUN_KEY                                                                 \
+	(ARENA_PTE_PRESENT | ARENA_PTE_PERM | ARENA_PTE_HUGE | ARENA_PTE_HOLE | \
 	 ~((UINT64_C(1) << ARENA_PTE_SLOT_SHIFT) - 1))
 
 static uint64_t read_entry(const struct tlb *t, uint32_t table, unsigned index)
@@ -102,7 +102,7 @@ void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 	unsigned shift = ARENA_PAGE_SHIFT + 9 * w->level;
 	unsigned limit = w->level ? TLB_LEAF_RUN : ARENA_PTRS_PER_TABLE;
 	uint64_t table_start = ALIGN_DOWN(addr, UINT64_C(1) << (shift + 9));
-	struct extension x = { t, w, (table_start - t->base) >> ARENA_PAGE_SHIFT };
+	struct extension x = {t, w, (table_start - t->base) >> ARENA_PAGE_SHIFT};
 	int first = (int)w->index, next = first + 1;
 	uint64_t pte;
 
@@ -113,7 +113,8 @@ void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 		run->nr_ahead += !!(pte & ARENA_PTE_AHEAD);
 		next++;
 	}
-	while ((unsigned)(next - first) < limit && continues(&x, first - 1, &pte, &run->joins_left)) {
+	while ((unsigned)(next - first) < limit &&
+	       continues(&x, first - 1, &pte, &run->joins_left)) {
 		run->nr_ahead += !!(pte & ARENA_PTE_AHEAD);
 		run->pte = pte;
 		first--;

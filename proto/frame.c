@@ -101,9 +101,9 @@ union frame_control {
 int frame_send_flags(int sock, const void *buf, size_t len, const int *fds, unsigned nr_fds,
 		     unsigned flags)
 {
-	union frame_control control = { 0 };
-	struct iovec iov = { .iov_base = (void *)buf, .iov_len = len };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union frame_control control = {0};
+	struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
 	ssize_t n;
 
 	if (len == 0 || nr_fds > ARENA_SOCKET_MAX_FDS)
@@ -156,7 +156,7 @@ ssize_t frame_recv(int sock, void *buf, size_t size, int *fds, unsigned max_fds,
 		   unsigned flags)
 {
 	union frame_control control;
-	struct iovec iov = { .iov_base = buf, .iov_len = size };
+	struct iovec iov = {.iov_base = buf, .iov_len = size};
 	struct msghdr msg = {
 		.msg_iov = &iov,
 		.msg_iovlen = 1,

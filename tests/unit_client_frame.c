@@ -43,7 +43,7 @@ static void messages_survive(void **state)
 	Arena__Request request = ARENA__REQUEST__INIT, *got;
 	Arena__Fault fault = ARENA__FAULT__INIT;
 	char buf[ARENA_MAILBOX_PAYLOAD], memory[FRAME_ARENA_MAILBOX];
-	struct frame_arena fa = { memory, sizeof(memory), 0 };
+	struct frame_arena fa = {memory, sizeof(memory), 0};
 	size_t len;
 
 	(void)state;
@@ -69,7 +69,7 @@ static void replies_survive(void **state)
 	Arena__Reply reply = ARENA__REPLY__INIT, *got;
 	Arena__AttrReadReply data = ARENA__ATTR_READ_REPLY__INIT;
 	char *buf = malloc(ARENA_SOCKET_MAX_MESSAGE), *memory = malloc(FRAME_ARENA_SOCKET);
-	struct frame_arena fa = { memory, FRAME_ARENA_SOCKET, 0 };
+	struct frame_arena fa = {memory, FRAME_ARENA_SOCKET, 0};
 	uint8_t *text = calloc(1, 60000);
 	size_t len;
 
@@ -108,7 +108,7 @@ static void memory_runs_out_cleanly(void **state)
 	request.shm_open = &open_call;
 	assert_int_equal(frame_pack_request(&request, buf, sizeof(buf), &len), 0);
 	for (size = 0; size <= 1024; size++) {
-		struct frame_arena fa = { memory, size, 0 };
+		struct frame_arena fa = {memory, size, 0};
 		int r;
 
 		memory[size] = 0x5a;
@@ -131,7 +131,7 @@ static void memory_runs_out_cleanly(void **state)
 static void allocations_are_aligned(void **state)
 {
 	char memory[256];
-	struct frame_arena fa = { memory + 1, sizeof(memory) - 1, 0 };
+	struct frame_arena fa = {memory + 1, sizeof(memory) - 1, 0};
 	ProtobufCAllocator a = frame_allocator(&fa);
 	void *p;
 	int n = 0;
@@ -150,21 +150,21 @@ static void allocations_are_aligned(void **state)
 
 static void noise_is_refused_or_harmless(void **state)
 {
-	struct prng prng = { 42 };
+	struct prng prng = {42};
 	int good = 0, bad = 0;
 
 	(void)state;
 	for (int i = 0; i < 20000; i++) {
 		char memory[FRAME_ARENA_MAILBOX], *bytes;
-		struct frame_arena fa = { memory, sizeof(memory), 0 };
+		struct frame_arena fa = {memory, sizeof(memory), 0};
 		size_t len = prng_below(&prng, 64);
 		Arena__Request *got;
 
 		/* Exactly as long as the message, so that a sanitizer sees a read beyond it. */
 		bytes = malloc(len + 1);
 		for (size_t j = 0; j < len; j++)
-			bytes[j] = (char)(prng_below(&prng, 3) ? prng_below(&prng, 24) :
-								 prng_next(&prng));
+			bytes[j] = (char)(prng_below(&prng, 3) ? prng_below(&prng, 24)
+							       : prng_next(&prng));
 		if (frame_unpack_request(bytes, len, &fa, &got) == 0)
 			good++;
 		else
@@ -177,7 +177,7 @@ static void noise_is_refused_or_harmless(void **state)
 
 static void descriptors_travel(void **state)
 {
-	int sv[2], send_fds[2], got[4] = { -1, -1, -1, -1 };
+	int sv[2], send_fds[2], got[4] = {-1, -1, -1, -1};
 	struct stat sent, received;
 	unsigned nr = 9;
 	char buf[16];
@@ -225,10 +225,12 @@ static void surplus_descriptors_are_closed(void **state)
 
 	/* More than a sender of ours sends: the kernel cuts them off. */
 	{
-		char control[CMSG_SPACE(sizeof(fds))] = { 0 };
-		struct iovec iov = { (char *)"x", 1 };
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
-				      .msg_controllen = sizeof(control) };
+		char control[CMSG_SPACE(sizeof(fds))] = {0};
+		struct iovec iov = {(char *)"x", 1};
+		struct msghdr msg = {.msg_iov = &iov,
+				     .msg_iovlen = 1,
+				     .msg_control = control,
+				     .msg_controllen = sizeof(control)};
 		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
 
 		c->cmsg_level = SOL_SOCKET;
@@ -236,8 +238,9 @@ static void surplus_descriptors_are_closed(void **state)
 		c->cmsg_len = CMSG_LEN(sizeof(fds));
 		memcpy(CMSG_DATA(c), fds, sizeof(fds));
 		assert_int_equal(sendmsg(sv[0], &msg, 0), 1);
-		assert_int_equal(frame_recv(sv[1], buf, sizeof(buf), fds, ARENA_SOCKET_MAX_FDS, &nr,
-					    0), -EPROTO);
+		assert_int_equal(
+			frame_recv(sv[1], buf, sizeof(buf), fds, ARENA_SOCKET_MAX_FDS, &nr, 0),
+			-EPROTO);
 		assert_int_equal(open_descriptors(), before);
 	}
 	close(sv[0]);
@@ -266,7 +269,8 @@ static void lengths_are_checked(void **state)
 	assert_int_equal(frame_send(sv[0], "12345678", 8, NULL, 0), 0);
 	assert_int_equal(frame_recv(sv[1], buf, 8, got, 2, &nr, 0), 8);
 	/* A peer that does not read makes the sender wait, or not. */
-	while ((int)(nr = (unsigned)frame_send_flags(sv[0], large, 65536, NULL, 0, FRAME_DONTWAIT)) == 0)
+	while ((int)(nr = (unsigned)frame_send_flags(sv[0], large, 65536, NULL, 0,
+						     FRAME_DONTWAIT)) == 0)
 		;
 	assert_int_equal((int)nr, -EAGAIN);
 	close(sv[0]);

@@ -47,7 +47,7 @@ static void repair(int sig)
 
 static struct sigaction handler_action(int flags)
 {
-	struct sigaction act = { .sa_sigaction = leave, .sa_flags = SA_SIGINFO | flags };
+	struct sigaction act = {.sa_sigaction = leave, .sa_flags = SA_SIGINFO | flags};
 
 	sigemptyset(&act.sa_mask);
 	sigaddset(&act.sa_mask, SIGUSR1);
@@ -224,7 +224,7 @@ enum death { BY_DEFAULT, IGNORED, BLOCKED, SENT, REFUSED_IN_HANDLER };
 
 static void die(enum death how)
 {
-	struct rlimit no_core = { 0 };
+	struct rlimit no_core = {0};
 	struct sigaction act = handler_action(0);
 	sigset_t set;
 
