@@ -189,6 +189,10 @@ struct object {
 };
 LIST_HEAD(object_list, object);
 
+/* A uid's domain outlives its last client, so that the next one finds its zeroed pool. Its blocks are
+ * free memory all the while: another domain that needs them takes them. */
+#define VIRT_KEPT_DOMAINS 8
+
 struct virt {
 	struct phys *phys;
 	struct state *state;
@@ -197,6 +201,8 @@ struct virt {
 	struct object_list objects;
 	struct object *names;
 	uint32_t object_cursor; /* next record slot to try */
+	struct domain *kept[VIRT_KEPT_DOMAINS]; /* references: uids' domains used last */
+	unsigned next_kept;
 	uint64_t limbo_pages;
 	uint32_t nr_pending; /* mms with something in limbo or waiters */
 };

@@ -33,6 +33,7 @@ int virt_create(struct phys *p, struct virt **out)
 struct virt *virt_destroy(struct virt *v)
 {
 	struct object *o, *next;
+	unsigned i;
 
 	if (!v)
 		return NULL;
@@ -45,6 +46,8 @@ struct virt *virt_destroy(struct virt *v)
 		}
 		object_release(o);
 	}
+	for (i = 0; i < VIRT_KEPT_DOMAINS; i++)
+		domain_put(v->kept[i]);
 	free(v);
 	return NULL;
 }
@@ -155,12 +158,32 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 	return 0;
 }
 
+static void domain_keep(struct virt *v, struct domain *d)
+{
+	struct domain **slot = &v->kept[v->next_kept];
+	unsigned i;
+
+	for (i = 0; i < VIRT_KEPT_DOMAINS; i++)
+		if (v->kept[i] == d)
+			return;
+	domain_put(*slot);
+	*slot = domain_get(d);
+	v->next_kept = (v->next_kept + 1) % VIRT_KEPT_DOMAINS;
+}
+
 static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id, struct domain **out)
 {
 	if (p->process_domain)
 		return domain_create(v->phys, DOMAIN_PROCESS, mm_id, out);
 	*out = domain_find(v->phys, DOMAIN_UID, p->cred->uid);
-	return *out ? 0 : domain_create(v->phys, DOMAIN_UID, p->cred->uid, out);
+	if (!*out) {
+		int r = domain_create(v->phys, DOMAIN_UID, p->cred->uid, out);
+
+		if (r)
+			return r;
+	}
+	domain_keep(v, *out);
+	return 0;
 }
 
 static bool window_ok(const struct mm_params *p)

@@ -9,8 +9,9 @@
  *
  * Index: struct table_info per table (parent, place in it, entries in use); rebuilt by a walk.
  *
- * Invariants: used counts the non-zero entries; a table other than the root with used 0 is not in
- * the tree; a PMD entry is either a table or a leaf.
+ * Invariants: used counts the non-zero entries; a table other than the root with used 0 is in the
+ * tree only where memory ran out for the one below it, and never at the last level; a PMD entry
+ * is either a table or a leaf.
  */
 #include "daemon/virt/internal.h"
 
