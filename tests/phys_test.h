@@ -16,6 +16,7 @@
 #include "arena/arena.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/os.h"
 #include "base/prng.h"
 #include "base/util.h"
 #include "daemon/phys/phys.h"
@@ -30,12 +31,14 @@ struct arena_fixture {
 	struct phys *phys;
 };
 
-static inline void fixture_init(struct arena_fixture *f, uint64_t size, unsigned nodes, unsigned cpus)
+static inline void fixture_init(struct arena_fixture *f, uint64_t size, unsigned nodes,
+				unsigned cpus)
 {
 	memset(f, 0, sizeof(*f));
 	assert_int_equal(numa_topology_simulate(&f->topology, nodes, cpus), 0);
 	f->config.arena_size = size;
 	f->config.topology = &f->topology;
+	f->config.hugepages = os_hugepages_available(); /* only faster */
 }
 
 static inline void fixture_boot(struct arena_fixture *f)
@@ -100,7 +103,7 @@ static inline uint64_t event(const struct arena_fixture *f, enum event_item item
 	return f->state.counters[item];
 }
 
-/* Take memory until nothing is left; pages on a list linked through mapping and index of mem_map. */
+/* Frames that a test holds. */
 struct hoard {
 	pfn_t *pfn;
 	size_t nr, cap;

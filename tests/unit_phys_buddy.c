@@ -25,15 +25,16 @@ static uint8_t owner[NR_FRAMES]; /* domain + 1, 0: free */
 static struct block live[MAX_LIVE];
 static unsigned nr_live;
 static uint64_t used[NR_DOMAINS];
+static unsigned most_live;
 
 static const unsigned gfps[] = {
 	ARENA_GFP_KERNEL,
-	ARENA_GFP_DMA,
+	ARENA_GFP_RECLAIMABLE | ARENA_GFP_HIGHMEM,
 	GFP_USER_MOVABLE,
 	GFP_USER_MOVABLE,
 	GFP_USER_MOVABLE | ARENA_GFP_ATOMIC,
 	ARENA_GFP_RECLAIMABLE,
-	ARENA_GFP_ATOMIC,
+	ARENA_GFP_ATOMIC | ARENA_GFP_DMA,
 	ARENA_GFP_MOVABLE | ARENA_GFP_THISNODE,
 	ARENA_GFP_HIGHMEM | GFP_NO_ZERO,
 	GFP_USER_MOVABLE | GFP_HOLE_OK,
@@ -109,21 +110,22 @@ static void op_alloc(struct prng *r)
 	unsigned gfp = gfps[prng_below(r, ARRAY_SIZE(gfps))], cpu = (unsigned)prng_below(r, 4);
 	uint64_t pick = prng_below(r, 512);
 	unsigned order = pick < 400 ? 0 : (unsigned)prng_below(r, pick < 510 ? 5 : 11);
-	struct block b = { .order = (uint8_t)order, .domain = (uint8_t)prng_below(r, NR_DOMAINS),
-			   .refs = 1 };
+	struct block b = {
+		.order = (uint8_t)order, .domain = (uint8_t)prng_below(r, NR_DOMAINS), .refs = 1};
 	struct alloc_request rq = {
 		.domain = domain[b.domain],
 		.gfp = gfp | ARENA_GFP_NOWARN,
 		.order = order,
 		.cpu = cpu,
-		.hint = prng_below(r, 4) ? PFN_NONE : (pfn_t)(prng_below(r, NR_FRAMES) >> order << order),
+		.hint = prng_below(r, 4) ? PFN_NONE
+					 : (pfn_t)(prng_below(r, NR_FRAMES) >> order << order),
 		.owner = PG_ANON,
 		.mapping = 7,
 		.index = nr_live,
 	};
 	struct alloc_result out;
 
-	if (nr_live == MAX_LIVE || alloc_pages(f.phys, &rq, &out))
+	if (nr_live >= most_live || alloc_pages(f.phys, &rq, &out))
 		return;
 	b.pfn = out.pfn;
 	model_claim(b);
@@ -181,8 +183,8 @@ static void op_other(struct prng *r)
 		live[i].order = 0;
 		live[i].stamped = false;
 		for (pfn_t k = 1; k < 1u << b.order; k++)
-			live[nr_live++] = (struct block){ .pfn = b.pfn + k, .domain = b.domain,
-							  .refs = 1 };
+			live[nr_live++] =
+				(struct block){.pfn = b.pfn + k, .domain = b.domain, .refs = 1};
 	}
 }
 
@@ -226,22 +228,24 @@ static void take_picture(struct picture *pic)
 
 static void test_random(void **state)
 {
-	struct prng r = { test_seed() };
+	struct prng r = {test_seed()};
 	struct picture before, after;
 
 	(void)state;
 	fixture_init(&f, ARENA_BYTES, 2, 4);
 	f.config.section_size = 4 * MIB;
-	f.config.hugepages = false;
+	f.config.zone_dma = 4 * MIB;
+	f.config.zone_normal = 12 * MIB;
 	fixture_boot(&f);
 	take_picture(&before);
 	for (unsigned d = 0; d < NR_DOMAINS; d++)
 		domain[d] = new_domain(&f, 1000 + d);
 	for (unsigned i = 0; i < NR_OPS; i++) {
-		/* The load swings between empty and full. */
+		/* The load swings, and fills the arena now and then. */
 		uint64_t up = i / 20000 % 2 ? 420 : 580;
 		uint64_t what = prng_below(&r, 1000);
 
+		most_live = i / 40000 % 8 ? 2500 : MAX_LIVE;
 		if (what < up)
 			op_alloc(&r);
 		else if (what < 998)
@@ -252,13 +256,6 @@ static void test_random(void **state)
 			check_all();
 	}
 	check_all();
-	printf("blocks in %llu out %llu steals %llu stalls %llu inline %llu ready %llu\n",
-	       (unsigned long long)event(&f, EV_ARENA_BLOCK_IN),
-	       (unsigned long long)event(&f, EV_ARENA_BLOCK_OUT),
-	       (unsigned long long)event(&f, EV_ARENA_PAGEBLOCK_STEAL),
-	       (unsigned long long)event(&f, EV_ALLOCSTALL_HIGHMEM)+event(&f, EV_ALLOCSTALL_NORMAL),
-	       (unsigned long long)event(&f, EV_ARENA_ZEROED_INLINE),
-	       (unsigned long long)event(&f, EV_ARENA_ZEROED_READY));
 	while (nr_live)
 		op_free(&r);
 	check_all();
@@ -274,8 +271,8 @@ static void test_random(void **state)
 /* Whatever path memory takes back to a caller, it comes as zeros. */
 static void test_contents(void **state)
 {
-	static const unsigned orders[] = { 0, 3, 8, 9, 10 };
-	struct hoard h = { 0 };
+	static const unsigned orders[] = {0, 3, 8, 9, 10};
+	struct hoard h = {0};
 	struct domain *d, *e;
 
 	(void)state;

@@ -15,6 +15,7 @@
  */
 #include <string.h>
 
+#include "base/faultpoint.h"
 #include "base/os.h"
 #include "daemon/phys/internal.h"
 #include "daemon/sync/lock.h"
@@ -175,10 +176,13 @@ static bool relieve(struct alloc_context *ac)
 	return freed;
 }
 
+/* Atomic requests may use the reserve as it is. */
 static bool unreserve(struct alloc_context *ac)
 {
 	bool any = false;
 
+	if (ac->flags & ALLOC_HARDER)
+		return false;
 	for (struct zone **at = ac->p->node[ac->preferred].zonelist; *at; at++)
 		if (zone_allowed(ac, *at))
 			any |= highatomic_unreserve(ac->p, *at, ac->d, ac->type);
@@ -322,6 +326,8 @@ int alloc_pages(struct phys *p, const struct alloc_request *rq, struct alloc_res
 	CONTROL_THREAD();
 	if (rq->order > MAX_ORDER || !rq->domain || rq->domain == p->domains[0])
 		return ARENA_E_INVALID;
+	if (faultpoint("phys.page"))
+		return ARENA_E_NO_MEMORY;
 	choose_contents(&ac);
 	ac.flags = ac.ready_only ? ALLOC_WMARK_HIGH : ALLOC_WMARK_LOW;
 	pfn = alloc_at_hint(&ac, &z, &c);

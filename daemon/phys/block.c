@@ -80,9 +80,12 @@ bool block_claim(struct phys *p, struct domain *d, struct zone *z, unsigned orde
 
 static bool host_take_back(struct domain *d, pfn_t pfn, unsigned order)
 {
-	int r = os_punch_hole(d->fd, (uint64_t)pfn << ARENA_PAGE_SHIFT,
-			      (UINT64_C(1) << order) << ARENA_PAGE_SHIFT);
+	int r;
 
+	if (d->phys->retired)
+		return true;
+	r = os_punch_hole(d->fd, (uint64_t)pfn << ARENA_PAGE_SHIFT,
+			  (UINT64_C(1) << order) << ARENA_PAGE_SHIFT);
 	if (r < 0)
 		log_warning("domain %u: punching block %u: %s", d->id, pfn, error_text(r));
 	return r >= 0;
@@ -133,24 +136,25 @@ bool block_give_back(struct phys *p, pfn_t pfn, unsigned order, enum content c)
 	return true;
 }
 
-/* Take one free block off the domain's lists and give it back; the least useful first. */
-static bool give_back_one(struct phys *p, struct domain_zone *dz, unsigned nr_types)
+/* Give back one free block of at most `most`, the least useful first. */
+static bool give_back_one(struct phys *p, struct domain_zone *dz, unsigned nr_types, unsigned most)
 {
 	static const uint8_t rank[] = {CONTENT_DIRTY, CONTENT_HOLE, CONTENT_ZEROED};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rank); i++) {
 		for (unsigned o = PAGEBLOCK_ORDER; o < NR_ORDERS; o++) {
 			for (unsigned t = 0; t < nr_types; t++) {
-				struct free_list *l = &dz->list[o][t][rank[i]];
-				pfn_t pfn = l->tail;
+				const struct free_list *l = &dz->list[o][t][rank[i]];
+				unsigned order = MIN(o, most);
 				enum content c;
+				pfn_t pfn;
 
 				if (!l->count)
 					continue;
-				c = buddy_del(p, pfn);
-				if (block_give_back(p, pfn, o, c))
+				pfn = buddy_take(p, l->tail, l->tail, order, &c);
+				if (block_give_back(p, pfn, order, c))
 					return true;
-				buddy_add(p, pfn, o, CONTENT_DIRTY, true);
+				buddy_free(p, pfn, order, CONTENT_DIRTY);
 				return false;
 			}
 		}
@@ -171,7 +175,7 @@ bool block_uncache(struct phys *p, struct zone *z, const struct domain *d)
 		if (!next)
 			next = TAILQ_FIRST(&p->live);
 		if (other != d && other->zone[z->index] && other->free_block_pages &&
-		    give_back_one(p, other->zone[z->index], NR_PCP_TYPES)) {
+		    give_back_one(p, other->zone[z->index], NR_PCP_TYPES, MAX_ORDER)) {
 			p->uncache_next = next;
 			return true;
 		}
@@ -180,27 +184,39 @@ bool block_uncache(struct phys *p, struct zone *z, const struct domain *d)
 	return false;
 }
 
+static bool caches_too_much(const struct domain *d)
+{
+	uint64_t pool = state_tunable(d->phys->state, TUNABLE_ZERO_POOL_KBYTES) / 4;
+
+	return d->free_block_pages > 2 * pool &&
+	       d->free_block_pages > d->nr_blocks * PAGEBLOCK_PAGES / 2;
+}
+
+/* Two go for each that comes, so that the cache shrinks while the domain does. */
 void block_trim(struct phys *p, struct domain *d, struct free_block b)
 {
-	uint64_t pool = state_tunable(p->state, TUNABLE_ZERO_POOL_KBYTES) / 4;
-	enum content c;
+	const struct zone *z = page_zone(p, &p->mem_map[b.pfn]);
 
-	if (b.order < PAGEBLOCK_ORDER || d->free_block_pages <= 2 * pool ||
-	    d->free_block_pages <= d->nr_blocks * PAGEBLOCK_PAGES / 2)
+	if (b.order < PAGEBLOCK_ORDER)
 		return;
-	c = buddy_del(p, b.pfn);
-	if (!block_give_back(p, b.pfn, b.order, c))
-		buddy_add(p, b.pfn, b.order, CONTENT_DIRTY, true);
+	for (unsigned i = 0; i < 2 && caches_too_much(d); i++)
+		if (!give_back_one(p, d->zone[z->index], NR_PCP_TYPES, MAX_ORDER))
+			return;
 }
 
 static uint64_t reclaim_domain(struct phys *p, struct domain *d, uint64_t keep)
 {
 	uint64_t before = d->nr_blocks;
 
-	for (unsigned i = 0; i < p->nr_zones; i++)
-		while (d->zone[i] && d->free_block_pages > keep * PAGEBLOCK_PAGES &&
-		       give_back_one(p, d->zone[i], NR_MIGRATETYPES))
-			;
+	for (unsigned i = 0; i < p->nr_zones; i++) {
+		while (d->zone[i] && d->free_block_pages / PAGEBLOCK_PAGES > keep) {
+			uint64_t excess = d->free_block_pages / PAGEBLOCK_PAGES - keep;
+
+			if (!give_back_one(p, d->zone[i], NR_MIGRATETYPES,
+					   excess > 1 ? MAX_ORDER : PAGEBLOCK_ORDER))
+				break;
+		}
+	}
 	return before - d->nr_blocks;
 }
 

@@ -137,6 +137,7 @@ struct phys {
 	void *ops_ctx;
 	bool relieving;
 	uint64_t last_report;
+	bool retired; /* phys_retire() */
 	struct kzerod kz;
 	struct memblock memblock;
 	uint8_t cpu_node[NUMA_MAX_CPUS];
@@ -145,7 +146,7 @@ struct phys {
 	struct node node[NUMA_MAX_NODES];
 };
 
-/* ---- small helpers --------------------------------------------------------------------- */
+/* ---- small helpers ---- */
 
 static inline struct zone *page_zone(struct phys *p, const struct page *page)
 {
@@ -238,7 +239,7 @@ static inline void list_unlink(struct phys *p, struct free_list *l, pfn_t pfn)
 	l->count--;
 }
 
-/* ---- buddy.c ------------------------------------------------------------------------------ */
+/* ---- buddy.c ---- */
 
 /* The order in which contents are tried; those not listed are left alone. */
 struct preference {
@@ -267,7 +268,7 @@ pfn_t rmqueue_smallest(struct phys *p, struct domain_zone *dz, unsigned order, e
 /* The head of the free block on a list that covers pfn, or PFN_NONE; searched from order `from`. */
 pfn_t free_head(const struct phys *p, pfn_t pfn, unsigned from);
 
-/* ---- migratetype.c ------------------------------------------------------------------------ */
+/* ---- migratetype.c ---- */
 
 extern const uint8_t migrate_fallback[NR_PCP_TYPES][2];
 void pageblock_set_type(struct phys *p, pfn_t pfn, enum migratetype t);
@@ -283,7 +284,7 @@ void highatomic_reserve(struct phys *p, pfn_t pfn, unsigned order);
 /* Give a reserved pageblock of the zone back for requests of type t. */
 bool highatomic_unreserve(struct phys *p, struct zone *z, struct domain *d, enum migratetype t);
 
-/* ---- block.c --------------------------------------------------------------------------------- */
+/* ---- block.c ---- */
 
 /* Move a free block of order 9 or 10 from domain 0 to d; `at` names the one wanted or PFN_NONE.
  * False: there is none (or not that one). */
@@ -301,7 +302,7 @@ bool block_uncache(struct phys *p, struct zone *z, const struct domain *d);
 /* A block was freed: give it back if its domain caches far too many. */
 void block_trim(struct phys *p, struct domain *d, struct free_block b);
 
-/* ---- domain.c --------------------------------------------------------------------------------- */
+/* ---- domain.c ---- */
 
 /* The lists of a domain in a zone, made on first use; NULL: no memory. */
 struct domain_zone *domain_zone(struct domain *d, const struct zone *z);
@@ -310,7 +311,7 @@ int domain_init_daemon(struct phys *p);
 void domain_try_end(struct domain *d);
 void domain_destroy_all(struct phys *p);
 
-/* ---- pcp.c ---------------------------------------------------------------------------------------- */
+/* ---- pcp.c ---- */
 
 struct pcp *pcp_get(struct phys *p, struct domain_zone *dz, unsigned cpu);
 void pcp_push(struct phys *p, struct zone *z, struct pcp *pcp, unsigned cpu, pfn_t pfn,
@@ -324,7 +325,7 @@ pfn_t pcp_pop(struct phys *p, struct pcp *pcp, enum migratetype t, const struct 
 /* batch and high of a zone, after its size or watermarks changed */
 void pcp_setup(struct zone *z);
 
-/* ---- alloc.c, hint.c --------------------------------------------------------------------------- */
+/* ---- alloc.c, hint.c ---- */
 
 struct alloc_context {
 	struct phys *p;
@@ -342,7 +343,7 @@ struct alloc_context {
 pfn_t alloc_at_hint(struct alloc_context *ac, struct zone **zone, enum content *c);
 void alloc_report(struct alloc_context *ac);
 
-/* ---- section.c ------------------------------------------------------------------------------------ */
+/* ---- section.c ---- */
 
 /* Fill in a section's mem_map and give its frames to the buddy. */
 void section_init(struct phys *p, unsigned section);
@@ -352,13 +353,13 @@ bool zone_grow(struct zone *z);
 uint64_t reserved_pages(const struct phys *p, pfn_t start, pfn_t end);
 struct zone *zone_of_pfn(struct phys *p, pfn_t pfn);
 
-/* ---- watermark.c ------------------------------------------------------------------------------------- */
+/* ---- watermark.c ---- */
 
 /* The part of zone_watermark_ok that counts pages. */
 bool zone_pages_ok(const struct zone *z, unsigned order, uint64_t mark, enum zone_type highest,
 		   unsigned alloc_flags);
 
-/* ---- kzerod.c ---------------------------------------------------------------------------------------- */
+/* ---- kzerod.c ---- */
 
 void kzerod_note(struct domain *d); /* its lists of order >= 9 changed */
 void kzerod_forget(struct domain *d);

@@ -59,13 +59,13 @@ static uint64_t pool_target(const struct phys *p)
 	return MIN(pool, share);
 }
 
-static void isolate(struct phys *p, struct kz_batch *b, pfn_t pfn)
+static void isolate(struct phys *p, struct kz_batch *b, pfn_t pfn, unsigned order)
 {
 	struct page *page = &p->mem_map[pfn];
 	struct zone_private *zp = zone_private(page_zone(p, page));
-	unsigned order = page_order(page);
-	enum content c = buddy_del(p, pfn);
+	enum content c;
 
+	buddy_take(p, pfn, pfn, order, &c);
 	b->block[b->nr++] =
 		(struct kz_block){.pfn = pfn, .order = (uint8_t)order, .hole = c == CONTENT_HOLE};
 	if (c == CONTENT_HOLE)
@@ -85,9 +85,11 @@ static void gather(struct phys *p, struct kz_batch *b, const struct zone *z, enu
 		for (unsigned t = 0; t < NR_PCP_TYPES; t++) {
 			struct free_list *l = &dz->list[o][t][c];
 
-			while (l->count && b->nr < KZ_BATCH_BLOCKS && *need >= UINT64_C(1) << o) {
-				*need -= UINT64_C(1) << o;
-				isolate(p, b, l->head);
+			while (l->count && b->nr < KZ_BATCH_BLOCKS && *need >= PAGEBLOCK_PAGES) {
+				unsigned order = *need >> o ? o : PAGEBLOCK_ORDER;
+
+				*need -= UINT64_C(1) << order;
+				isolate(p, b, l->head, order);
 			}
 		}
 	}

@@ -53,6 +53,9 @@ struct phys_config {
 /* ARENA_E_INVALID (sizes that do not fit), -errno. *s must be empty; phys fills it. */
 int phys_create(const struct phys_config *config, struct state *s, struct phys **out);
 struct phys *phys_destroy(struct phys *p); /* also closes the state */
+/* The end is near: nothing will be given out any more, and what is freed keeps its contents, because
+ * clients outlive the daemon and go on reading what they have mapped. */
+void phys_retire(struct phys *p);
 struct state *phys_state(struct phys *p);
 const struct numa_topology *phys_topology(const struct phys *p);
 /* Every list, counter and flag agrees with mem_map. Slow. Prints the first disagreement. */

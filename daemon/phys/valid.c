@@ -171,6 +171,9 @@ static bool walk_zone(struct phys *p, const struct zone *z, struct tally *t)
 		}
 		pfn = next_block = end;
 	}
+	for (; next_block < z->end; next_block += PAGEBLOCK_PAGES)
+		if (!check_pageblock(p, next_block, t))
+			return false;
 	t->managed += t->deferred;
 	t->free += t->deferred;
 	t->unowned += t->deferred;

@@ -263,6 +263,12 @@ int phys_create(const struct phys_config *config, struct state *s, struct phys *
 	return 0;
 }
 
+void phys_retire(struct phys *p)
+{
+	kzerod_stop(p);
+	p->retired = true;
+}
+
 struct phys *phys_destroy(struct phys *p)
 {
 	if (!p)

@@ -24,6 +24,7 @@
 #include <uthash.h>
 
 #include "arena/arena.h"
+#include "base/faultpoint.h"
 #include "base/mem.h"
 #include "base/os.h"
 #include "base/truth.h"

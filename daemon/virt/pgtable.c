@@ -54,6 +54,8 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 	uint32_t table;
 	int r;
 
+	if (faultpoint("virt.table"))
+		return ARENA_E_NO_MEMORY;
 	if (mm->nr_free_tables) {
 		table = mm->free_tables[--mm->nr_free_tables];
 		truth_zero(pgtable_entries(mm, table), ARENA_PAGE_SIZE);
