@@ -9,8 +9,11 @@
  */
 #include "numa/topology.h"
 
+#include <assert.h>
 #include <ctype.h>
+#include <errno.h>
 #include <numa.h>
+#include <numaif.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -145,4 +148,15 @@ void numa_node_cpus(const struct numa_topology *t, unsigned node, uint64_t *cpus
 	for (unsigned cpu = 0; cpu < t->nr_cpus; cpu++)
 		if (t->cpu_node[cpu] == node)
 			bitmap_set(cpus, cpu);
+}
+
+int numa_bind_range(const struct numa_topology *t, void *addr, uint64_t len, unsigned node)
+{
+	unsigned long mask = 1ul << node;
+
+	static_assert(NUMA_MAX_NODES <= 8 * sizeof(mask), "one word of nodes");
+	if (t->simulated || !len)
+		return 0;
+	/* The kernel reads one bit less than it is told. */
+	return mbind(addr, len, MPOL_BIND, &mask, 8 * sizeof(mask) + 1, 0) < 0 ? -errno : 0;
 }

@@ -36,6 +36,9 @@ int numa_parse_distances(struct numa_topology *t, const char *text);
 unsigned numa_cpu_to_node(const struct numa_topology *t, unsigned cpu);
 /* All nodes by distance from `node`, itself first, ties by number. */
 void numa_fallback_order(const struct numa_topology *t, unsigned node, uint8_t order[NUMA_MAX_NODES]);
+/* Have the host take the memory behind [addr, addr + len) of a shared mapping from `node` (mbind(2),
+ * MPOL_BIND; it holds for every mapping of the file). Nothing to do for simulated nodes. -errno. */
+int numa_bind_range(const struct numa_topology *t, void *addr, uint64_t len, unsigned node);
 /* The CPUs of a node as a bitmap of NUMA_MAX_CPUS bits. */
 void numa_node_cpus(const struct numa_topology *t, unsigned node, uint64_t *cpus);
 

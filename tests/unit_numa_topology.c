@@ -4,7 +4,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <numaif.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -150,12 +152,36 @@ static void test_host(void **state)
 	check_topology(&t);
 }
 
+/* Binding needs nodes of the host; simulated ones leave memory where it is. */
+static void test_bind(void **state)
+{
+	struct numa_topology t;
+	unsigned long mask = 0;
+	int mode = -1;
+	char *map;
+
+	(void)state;
+	if (numa_topology_host(&t))
+		skip();
+	map = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	assert_int_equal(numa_bind_range(&t, map, 4096, 0), 0);
+	assert_int_equal(get_mempolicy(&mode, &mask, 65, map, MPOL_F_ADDR), 0);
+	assert_int_equal(mode, MPOL_BIND);
+	assert_int_equal(mask, 1);
+	assert_true(t.nr_nodes == NUMA_MAX_NODES ||
+		    numa_bind_range(&t, map, 4096, NUMA_MAX_NODES - 1) < 0);
+	t.simulated = true;
+	assert_int_equal(numa_bind_range(&t, map, 4096, NUMA_MAX_NODES - 1), 0);
+	munmap(map, 4096);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_simulate),  cmocka_unit_test(test_node_cpus),
 		cmocka_unit_test(test_distances), cmocka_unit_test(test_fallback_order),
-		cmocka_unit_test(test_host),
+		cmocka_unit_test(test_host),	  cmocka_unit_test(test_bind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

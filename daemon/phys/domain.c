@@ -86,6 +86,21 @@ int domain_init_daemon(struct phys *p)
 	return 0;
 }
 
+/* Real nodes: each node's range of the file comes from that node of the host. */
+static int bind_nodes(struct phys *p, struct domain *d)
+{
+	for (unsigned n = 0; n < p->nr_nodes; n++) {
+		const struct node *node = &p->node[n];
+		uint64_t start = (uint64_t)node->start << ARENA_PAGE_SHIFT;
+		uint64_t end = (uint64_t)node->end << ARENA_PAGE_SHIFT;
+		int r = numa_bind_range(p->topology, (char *)d->map + start, end - start, n);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
 int domain_create(struct phys *p, enum domain_kind kind, uint32_t owner, struct domain **out)
 {
 	uint64_t size = p->nr_frames << ARENA_PAGE_SHIFT;
@@ -113,11 +128,13 @@ int domain_create(struct phys *p, enum domain_kind kind, uint32_t owner, struct 
 	d->fd = r = os_memfd(name, size);
 	if (r >= 0)
 		r = os_map(d->fd, 0, size, flags, &map);
+	d->map = r < 0 ? NULL : map;
+	if (r >= 0)
+		r = bind_nodes(p, d);
 	if (r < 0) {
 		domain_release(d);
 		return r;
 	}
-	d->map = map;
 	truth_store(&p->state->header->next_domain, d->id + 1);
 	domain_store_record(p->state, d);
 	p->domains[d->slot] = d;
