@@ -2,7 +2,6 @@
 /* hello.c - the smallest program: memory from the arena. */
 #include <stdio.h>
 #include <string.h>
-
 #include <arena/arena.h>
 
 int main(void)
@@ -10,18 +9,13 @@ int main(void)
 	arena_t *a;
 	char *p;
 
-	if (arena_open(NULL, &a)) {
-		perror("arena_open");
-		return 1;
-	}
-	p = arena_mmap(a, NULL, 1 << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-		       0);
-	if (p == MAP_FAILED) {
-		perror("arena_mmap");
-		return 1;
-	}
+	if (arena_open(NULL, &a))
+		return perror("arena_open"), 1;
+	p = arena_mmap(a, NULL, 1 << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return perror("arena_mmap"), 1;
 	strcpy(p, "hello from the arena"); /* the first touch faults a frame in */
 	printf("%s: address %p, frame %lld\n", p, (void *)p, (long long)arena_virt_to_pfn(a, p));
-	arena_close(a);
+	arena_close(a); /* everything goes back */
 	return 0;
 }
