@@ -206,7 +206,13 @@ bool mm_flush_collect(struct mm *mm)
 	before = mm_has_pending(mm);
 	any = limbo_release(mm, ack);
 	note_pending(mm, before);
-	return waiters_release(mm, ack) || any;
+	any |= waiters_release(mm, ack);
+	/* A client that owes nothing any more need not ring at each of its acks. */
+	if (mm->kicked && !mm_has_pending(mm)) {
+		mm->kicked = false;
+		store_relaxed(&mm->channel->flush_kick, 0u);
+	}
+	return any;
 }
 
 bool mm_flush_pending(const struct mm *mm)
@@ -216,6 +222,7 @@ bool mm_flush_pending(const struct mm *mm)
 
 void mm_flush_want(struct mm *mm, bool wake)
 {
+	mm->kicked = true;
 	__atomic_store_n(&mm->channel->flush_kick, 1u, __ATOMIC_SEQ_CST);
 	if (wake)
 		os_futex_wake(&mm->channel->flush_word, 1);

@@ -145,6 +145,7 @@ struct mm {
 
 	struct limbo limbo;
 	uint64_t posted, acked;
+	bool kicked; /* flush_kick is set */
 	struct flush_waiter_list waiters;
 	bool process_domain;
 	bool dying; /* the client maps nothing any more: nothing waits in limbo */
