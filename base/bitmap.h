@@ -20,7 +20,8 @@ size_t bitmap_next_set(const uint64_t *map, size_t nbits, size_t from);
 size_t bitmap_next_clear(const uint64_t *map, size_t nbits, size_t from);
 /* First run of n clear bits at or after `from`, aligned to `align` (a power of two); nbits if
  * there is none. */
-size_t bitmap_find_clear_area(const uint64_t *map, size_t nbits, size_t from, size_t n, size_t align);
+size_t bitmap_find_clear_area(const uint64_t *map, size_t nbits, size_t from, size_t n,
+			      size_t align);
 /* "0-3,7" as the kernel's list files: parse returns 0 or ARENA_E_INVALID; print returns length. */
 int bitmap_parse_list(const char *s, uint64_t *map, size_t nbits);
 int bitmap_print_list(char *buf, size_t size, const uint64_t *map, size_t nbits);

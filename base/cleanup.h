@@ -28,17 +28,17 @@ static inline void fclosep(FILE **f)
 		fclose(*f);
 }
 
-#define TAKE_PTR(p)                        \
+#define TAKE_PTR(p)                            \
 	({                                     \
-		__typeof__(p) take_ptr_ = (p);     \
-		(p) = NULL;                        \
-		take_ptr_;                         \
+		__typeof__(p) take_ptr_ = (p); \
+		(p) = NULL;                    \
+		take_ptr_;                     \
 	})
-#define TAKE_FD(fd)                        \
-	({                                     \
-		int take_fd_ = (fd);               \
-		(fd) = -1;                         \
-		take_fd_;                          \
+#define TAKE_FD(fd)                  \
+	({                           \
+		int take_fd_ = (fd); \
+		(fd) = -1;           \
+		take_fd_;            \
 	})
 
 #endif

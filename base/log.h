@@ -8,11 +8,11 @@
 #include "base/util.h"
 
 /* LOG_LEVEL(enum, number, name): syslog(3)'s numbers, the names --log-level takes. */
-#define LOG_LEVELS(LOG_LEVEL)      \
-	LOG_LEVEL(ERR, 3, "error")     \
+#define LOG_LEVELS(LOG_LEVEL)            \
+	LOG_LEVEL(ERR, 3, "error")       \
 	LOG_LEVEL(WARNING, 4, "warning") \
-	LOG_LEVEL(NOTICE, 5, "notice") \
-	LOG_LEVEL(INFO, 6, "info")     \
+	LOG_LEVEL(NOTICE, 5, "notice")   \
+	LOG_LEVEL(INFO, 6, "info")       \
 	LOG_LEVEL(DEBUG, 7, "debug")
 
 enum log_level {

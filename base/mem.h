@@ -8,9 +8,9 @@
 
 #include <stddef.h>
 
-void *mem_alloc(size_t size) __attribute__((malloc));                /* NULL: no memory */
-void *mem_array(size_t n, size_t size) __attribute__((malloc));      /* checks n * size */
-void *mem_grow(void *old, size_t old_n, size_t new_n, size_t size);  /* zeroes the new part */
+void *mem_alloc(size_t size) __attribute__((malloc));               /* NULL: no memory */
+void *mem_array(size_t n, size_t size) __attribute__((malloc));     /* checks n * size */
+void *mem_grow(void *old, size_t old_n, size_t new_n, size_t size); /* zeroes the new part */
 char *mem_strdup(const char *s);
 
 #endif

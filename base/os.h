@@ -30,7 +30,7 @@ int os_file_backed(int fd, uint64_t *bytes);
 
 enum os_map_flags {
 	OS_MAP_WRITE = 1 << 0,
-	OS_MAP_HUGE = 1 << 1,     /* MADV_HUGEPAGE */
+	OS_MAP_HUGE = 1 << 1, /* MADV_HUGEPAGE */
 	OS_MAP_POPULATE = 1 << 2,
 	OS_MAP_READ = 1 << 3,
 	OS_MAP_EXEC = 1 << 4,
@@ -63,8 +63,8 @@ uint64_t os_max_map_count(void); /* Not signal-safe. */
  * timeout_ns 0: for ever. */
 int os_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns);
 int os_futex_wake(uint32_t *word, int n);
-int os_eventfd(void);          /* non-blocking, close-on-exec */
-int os_eventfd_ring(int fd);   /* add 1; never blocks on a descriptor of our own */
+int os_eventfd(void);        /* non-blocking, close-on-exec */
+int os_eventfd_ring(int fd); /* add 1; never blocks on a descriptor of our own */
 int os_eventfd_drain(int fd);
 
 /* ---- processes ---- */

@@ -25,10 +25,10 @@ static inline void truth_count(void)
 		truth_store_reached();
 }
 
-#define truth_store(p, v)                                 \
+#define truth_store(p, v)                                     \
 	do {                                                  \
-		__atomic_store_n((p), (v), __ATOMIC_RELEASE);     \
-		truth_count();                                    \
+		__atomic_store_n((p), (v), __ATOMIC_RELEASE); \
+		truth_count();                                \
 	} while (0)
 
 /* For bytes that become visible only by a later truth_store (a record not yet linked). */

@@ -68,6 +68,7 @@ static int serve_machine(struct machine *m, struct listener *l, struct files *f,
 		if (!r) {
 			log_ready(m, l);
 			r = service_run(s);
+			phys_retire(m->phys);
 		}
 		service_destroy(s);
 	}

@@ -35,7 +35,8 @@ int numa_parse_distances(struct numa_topology *t, const char *text);
 /* Node of a CPU; CPUs beyond the table wrap around. */
 unsigned numa_cpu_to_node(const struct numa_topology *t, unsigned cpu);
 /* All nodes by distance from `node`, itself first, ties by number. */
-void numa_fallback_order(const struct numa_topology *t, unsigned node, uint8_t order[NUMA_MAX_NODES]);
+void numa_fallback_order(const struct numa_topology *t, unsigned node,
+			 uint8_t order[NUMA_MAX_NODES]);
 /* Have the host take the memory behind [addr, addr + len) of a shared mapping from `node` (mbind(2),
  * MPOL_BIND; it holds for every mapping of the file). Nothing to do for simulated nodes. -errno. */
 int numa_bind_range(const struct numa_topology *t, void *addr, uint64_t len, unsigned node);

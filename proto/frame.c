@@ -2,7 +2,8 @@
 /*
  * frame.c - packing, unpacking and packets; frame.h says what they promise.
  *
- * protobuf-c packs into a buffer without looking at its end, so every pack is measured first.
+ * protobuf-c packs into a buffer without looking at its end, and measuring first walks the message
+ * twice; so it packs into a ProtobufCBuffer that knows its size.
  * Its unpacker asks the allocator for the message, its strings and its unknown fields; with the
  * bump allocator the cost of a message is bounded by the caller's buffer.
  */
@@ -45,13 +46,30 @@ ProtobufCAllocator frame_allocator(struct frame_arena *fa)
 	};
 }
 
+/* Where a message is packed to; what does not fit is only counted. */
+struct frame_room {
+	ProtobufCBuffer base;
+	uint8_t *buf;
+	size_t size, used;
+};
+
+static void room_append(ProtobufCBuffer *base, size_t len, const uint8_t *data)
+{
+	struct frame_room *room = container_of(base, struct frame_room, base);
+
+	if (room->used <= room->size && len <= room->size - room->used)
+		memcpy(room->buf + room->used, data, len);
+	room->used += len;
+}
+
 static int pack(const ProtobufCMessage *message, void *buf, size_t size, size_t *len)
 {
-	size_t need = protobuf_c_message_get_packed_size(message);
+	struct frame_room room = {.base = {.append = room_append}, .buf = buf, .size = size};
 
-	if (need > size)
+	protobuf_c_message_pack_to_buffer(message, &room.base);
+	if (room.used > size)
 		return -EMSGSIZE;
-	*len = protobuf_c_message_pack(message, buf);
+	*len = room.used;
 	return 0;
 }
 
@@ -70,7 +88,13 @@ static int unpack(const ProtobufCMessageDescriptor *descriptor, const void *buf,
 {
 	ProtobufCAllocator allocator = frame_allocator(fa);
 
-	*out = protobuf_c_message_unpack(descriptor, &allocator, len, buf);
+	if (len == 0) { /* nothing but defaults: the answer to most calls */
+		*out = frame_alloc(fa, descriptor->sizeof_message);
+		if (*out)
+			protobuf_c_message_init(descriptor, *out);
+	} else {
+		*out = protobuf_c_message_unpack(descriptor, &allocator, len, buf);
+	}
 	return *out ? 0 : -EBADMSG;
 }
 

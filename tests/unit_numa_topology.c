@@ -181,7 +181,7 @@ int main(void)
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_simulate),  cmocka_unit_test(test_node_cpus),
 		cmocka_unit_test(test_distances), cmocka_unit_test(test_fallback_order),
-		cmocka_unit_test(test_host),	  cmocka_unit_test(test_bind),
+		cmocka_unit_test(test_host),      cmocka_unit_test(test_bind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -39,11 +39,11 @@ struct phys_range {
 enum phys_isolation { PHYS_ISOLATION_UID, PHYS_ISOLATION_PROCESS };
 
 struct phys_config {
-	uint64_t arena_size; /* bytes; rounded down to whole pageblocks */
+	uint64_t arena_size;                  /* bytes; rounded down to whole pageblocks */
 	const struct numa_topology *topology; /* must outlive phys */
 	uint64_t node_size[NUMA_MAX_NODES];   /* bytes; all 0: equal shares */
-	uint64_t zone_dma;    /* bytes per node; 0: default, 1/64 of the node, 2..64 MiB */
-	uint64_t zone_normal; /* bytes per node; 0: default, 1/4 of the node */
+	uint64_t zone_dma;     /* bytes per node; 0: default, 1/64 of the node, 2..64 MiB */
+	uint64_t zone_normal;  /* bytes per node; 0: default, 1/4 of the node */
 	uint64_t section_size; /* bytes, power of two >= 2 MiB; 0: 128 MiB */
 	struct phys_range reserved[PHYS_MAX_RANGES]; /* kept from the buddy */
 	unsigned nr_reserved;
@@ -67,9 +67,9 @@ enum watermark { WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARKS };
 
 struct zone {
 	struct phys *phys;
-	uint8_t node, type; /* enum zone_type */
-	uint8_t index;      /* node * NR_ZONE_TYPES + type */
-	pfn_t start, end;   /* spanned: [start, end) */
+	uint8_t node, type;        /* enum zone_type */
+	uint8_t index;             /* node * NR_ZONE_TYPES + type */
+	pfn_t start, end;          /* spanned: [start, end) */
 	uint64_t present, managed; /* pages */
 	uint64_t watermark[NR_WMARKS];
 	uint64_t lowmem_reserve[NR_ZONE_TYPES];
@@ -86,18 +86,19 @@ struct node {
 	pfn_t start, end;
 	uint64_t numa_stat[NR_NUMA_ITEMS];
 	uint64_t stat[NR_NODE_ITEMS];
-	struct zone *zonelist[NUMA_MAX_NODES * NR_ZONE_TYPES + 1]; /* from HIGHMEM down, NULL ended */
+	struct zone
+		*zonelist[NUMA_MAX_NODES * NR_ZONE_TYPES + 1]; /* from HIGHMEM down, NULL ended */
 };
 
 unsigned phys_nr_nodes(const struct phys *p);
 struct node *phys_node(struct phys *p, unsigned nid);
-const char *zone_type_name(enum zone_type t);    /* "DMA" "Normal" "HighMem" */
+const char *zone_type_name(enum zone_type t);     /* "DMA" "Normal" "HighMem" */
 const char *migratetype_name(enum migratetype t); /* "Unmovable" ... "Isolate" */
 uint64_t phys_nr_frames(const struct phys *p);
 uint64_t phys_total_pages(const struct phys *p); /* managed */
 uint64_t phys_free_pages(const struct phys *p);
-uint64_t phys_metadata_bytes(struct phys *p);    /* resident bytes of the state file */
-uint64_t phys_backed_bytes(struct phys *p);      /* host memory behind all arena files */
+uint64_t phys_metadata_bytes(struct phys *p); /* resident bytes of the state file */
+uint64_t phys_backed_bytes(struct phys *p);   /* host memory behind all arena files */
 uint64_t phys_zeroed_pages(const struct phys *p, const struct domain *d); /* d NULL: all */
 /* Free blocks of an order and type in a zone, all domains, per-CPU lists as order 0. */
 uint64_t zone_free_blocks(const struct zone *z, unsigned order, enum migratetype t);
@@ -153,7 +154,8 @@ struct memblock {
 
 void memblock_init(struct memblock *mb);
 /* ARENA_E_INVALID: empty or wrapping range; ARENA_E_NO_MEMORY: more than MEMBLOCK_MAX_REGIONS. */
-int memblock_add_node(struct memblock *mb, uint64_t base, uint64_t size, uint32_t nid, uint32_t flags);
+int memblock_add_node(struct memblock *mb, uint64_t base, uint64_t size, uint32_t nid,
+		      uint32_t flags);
 int memblock_add(struct memblock *mb, uint64_t base, uint64_t size);
 int memblock_remove(struct memblock *mb, uint64_t base, uint64_t size);
 int memblock_reserve(struct memblock *mb, uint64_t base, uint64_t size);
@@ -206,8 +208,8 @@ struct domain *domain_get(struct domain *d);
 struct domain *domain_put(struct domain *d);
 uint32_t domain_id(const struct domain *d);
 struct domain *domain_by_id(struct phys *p, uint32_t id); /* no reference taken */
-int domain_fd(const struct domain *d); /* borrowed, read-write */
-void *domain_address(const struct domain *d, pfn_t pfn); /* the daemon's view of the frame */
+int domain_fd(const struct domain *d);                    /* borrowed, read-write */
+void *domain_address(const struct domain *d, pfn_t pfn);  /* the daemon's view of the frame */
 uint64_t domain_used_pages(const struct domain *d);
 uint64_t domain_owned_blocks(const struct domain *d);
 struct domain *pfn_domain(struct phys *p, pfn_t pfn); /* NULL: nobody's */
@@ -215,8 +217,8 @@ struct domain *pfn_domain(struct phys *p, pfn_t pfn); /* NULL: nobody's */
 /* ---- allocation ------------------------------------------------------------------------------ */
 
 /* gfp flags are those of arena.h (enum arena_gfp) and, inside the daemon, these. */
-#define GFP_HOLE_OK (1u << 28)   /* a hole will do where zeroed memory was asked for */
-#define GFP_NO_ZERO (1u << 29)   /* the caller overwrites every byte */
+#define GFP_HOLE_OK (1u << 28)    /* a hole will do where zeroed memory was asked for */
+#define GFP_NO_ZERO (1u << 29)    /* the caller overwrites every byte */
 #define GFP_READY_ONLY (1u << 30) /* only memory that costs nothing to give: zeroed, or a hole */
 #define GFP_USER_MOVABLE (ARENA_GFP_HIGHMEM | ARENA_GFP_MOVABLE)
 
@@ -234,9 +236,9 @@ struct alloc_request {
 	struct domain *domain;
 	unsigned gfp;
 	unsigned order;
-	unsigned cpu;    /* of the caller: gives the preferred node and the per-CPU list */
-	pfn_t hint;      /* take exactly this block if it is free (order >= 9 or order 0); PFN_NONE */
-	uint32_t owner;  /* one of PG_OWNER */
+	unsigned cpu; /* of the caller: gives the preferred node and the per-CPU list */
+	pfn_t hint;   /* take exactly this block if it is free (order >= 9 or order 0); PFN_NONE */
+	uint32_t owner;          /* one of PG_OWNER */
 	uint32_t mapping, index; /* stored before the claim */
 };
 
@@ -266,8 +268,8 @@ void drain_pages(struct phys *p, struct domain *d);
 /* Give wholly free pageblocks of a domain (d NULL: of all) back to domain 0, keeping `keep`. */
 uint64_t phys_reclaim_blocks(struct phys *p, struct domain *d, uint64_t keep);
 
-bool zone_watermark_ok(const struct zone *z, unsigned order, uint64_t mark,
-		       enum zone_type highest, unsigned alloc_flags);
+bool zone_watermark_ok(const struct zone *z, unsigned order, uint64_t mark, enum zone_type highest,
+		       unsigned alloc_flags);
 /* After min_free_kbytes or watermark_scale_factor changed. */
 void phys_setup_watermarks(struct phys *p);
 

@@ -47,7 +47,7 @@ struct state_header {
 	uint64_t magic;
 	uint32_t version;
 	uint32_t nr_nodes;
-	uint64_t nr_frames;    /* pfns are below this */
+	uint64_t nr_frames; /* pfns are below this */
 	uint64_t section_pages;
 	struct {
 		uint64_t offset, size;
@@ -127,7 +127,7 @@ static_assert(sizeof(struct pageblock) == 8, "pageblock");
 enum section_state { SECTION_ABSENT, SECTION_OFFLINE, SECTION_ONLINE };
 
 struct section_record {
-	uint8_t state; /* enum section_state */
+	uint8_t state;       /* enum section_state */
 	uint8_t initialised; /* its mem_map entries are filled in */
 	uint8_t node, reserved;
 };
@@ -136,7 +136,7 @@ enum domain_kind { DOMAIN_FREE, DOMAIN_DAEMON, DOMAIN_UID, DOMAIN_SEGMENT, DOMAI
 
 struct domain_record {
 	uint32_t id;
-	uint32_t kind; /* enum domain_kind; the record's truth */
+	uint32_t kind;  /* enum domain_kind; the record's truth */
 	uint32_t owner; /* uid, or mm id */
 	uint32_t reserved;
 };

@@ -40,8 +40,9 @@ static inline void lock_releasep(struct lock **l)
 		lock_release(*l);
 }
 /* Hold until the end of the scope. */
-#define LOCK_GUARD(l) \
-	__attribute__((cleanup(lock_releasep), unused)) struct lock *lock_guard_ = (lock_acquire(l), (l))
+#define LOCK_GUARD(l)                                                              \
+	__attribute__((cleanup(lock_releasep), unused)) struct lock *lock_guard_ = \
+		(lock_acquire(l), (l))
 
 /*
  * The control thread: the one thread that owns the truth and every index. Functions that touch

@@ -42,8 +42,8 @@ static uint32_t anon_index(const struct mm *mm, uint64_t addr)
 	return (uint32_t)((addr - mm->header->window_base) >> ARENA_PAGE_SHIFT);
 }
 
-static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn_t hint, unsigned gfp,
-		       struct alloc_result *out)
+static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn_t hint,
+		       unsigned gfp, struct alloc_result *out)
 {
 	const struct vma *vma = f->vma;
 	struct object *o = vma->object;
@@ -69,14 +69,16 @@ static bool leaf_possible(const struct vma *vma, uint64_t addr)
 
 	if (base < vma->start || base + ARENA_LEAF_SIZE > vma->end || (vma->flags & VM_NOHUGEPAGE))
 		return false;
-	if (vma->object && (vma_pgoff(vma, base) % ARENA_LEAF_PAGES ||
-			    !object_leaf_fits(vma->object, vma_pgoff(vma, base) / ARENA_LEAF_PAGES)))
+	if (vma->object &&
+	    (vma_pgoff(vma, base) % ARENA_LEAF_PAGES ||
+	     !object_leaf_fits(vma->object, vma_pgoff(vma, base) / ARENA_LEAF_PAGES)))
 		return false;
 	return !pgtable_lookup(vma->mm, base, &ref) && ref.level >= 1;
 }
 
 /* Map a frame the caller holds a reference of; the reference goes with it. */
-static int install(const struct fault *f, uint64_t addr, pfn_t pfn, bool leaf, bool hole, bool ahead)
+static int install(const struct fault *f, uint64_t addr, pfn_t pfn, bool leaf, bool hole,
+		   bool ahead)
 {
 	struct pte_ref ref;
 	int r = pgtable_get(f->mm, addr, leaf ? 1 : 0, &ref);
@@ -385,9 +387,9 @@ static bool entry_permits(uint64_t entry, uint32_t access)
 {
 	uint64_t need = ARENA_PTE_PRESENT;
 
-	need |= access == PROT_WRITE ? ARENA_PTE_WRITE :
-		access == PROT_EXEC  ? ARENA_PTE_EXEC :
-				       ARENA_PTE_READ;
+	need |= access == PROT_WRITE  ? ARENA_PTE_WRITE
+		: access == PROT_EXEC ? ARENA_PTE_EXEC
+				      : ARENA_PTE_READ;
 	return (entry & need) == need;
 }
 
@@ -436,7 +438,7 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 	int r;
 
 	CONTROL_THREAD();
-	*refusal = (struct fault_refusal){ 0 };
+	*refusal = (struct fault_refusal){0};
 	if (access != PROT_READ && access != PROT_WRITE && access != PROT_EXEC)
 		return ARENA_E_INVALID;
 	mm->faults++;
@@ -466,7 +468,7 @@ int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned
 	if (len && addr >= mm->header->window_base + mm->header->window_size)
 		return ARENA_E_NOT_MAPPED;
 	for (looks = 0; addr < end && faults < POPULATE_FAULTS && looks < POPULATE_LOOKS; looks++) {
-		struct fault_refusal refusal = { 0 };
+		struct fault_refusal refusal = {0};
 		struct fault f = {
 			.mm = mm,
 			.addr = addr,
@@ -482,16 +484,16 @@ int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned
 			if (r)
 				return r;
 			if (refusal.signo)
-				return refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV ?
-					       ARENA_E_NOT_MAPPED :
-					       ARENA_E_FAULT;
+				return refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV
+					       ? ARENA_E_NOT_MAPPED
+					       : ARENA_E_FAULT;
 			faults++;
 			/* Skip what this fault filled ahead: the next look finds it present. */
 		}
 		if (!pgtable_lookup(mm, addr, &ref))
 			return ARENA_E_NO_MEMORY;
-		addr = ref.level ? (addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE :
-				   addr + ARENA_PAGE_SIZE;
+		addr = ref.level ? (addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE
+				 : addr + ARENA_PAGE_SIZE;
 	}
 	*next = MIN(addr, end);
 	return 0;

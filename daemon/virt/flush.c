@@ -59,8 +59,10 @@ void limbo_add(struct mm *mm, enum limbo_kind kind, uint32_t number, unsigned pa
 
 	BUG_ON(l->count == l->capacity);
 	l->ring[(l->head + l->count++) & (l->capacity - 1)] =
-		(struct limbo_item){ .seq = mm->posted + 1, .number = number,
-				     .kind = (uint16_t)kind, .pages = (uint16_t)pages };
+		(struct limbo_item){.seq = mm->posted + 1,
+				    .number = number,
+				    .kind = (uint16_t)kind,
+				    .pages = (uint16_t)pages};
 	if (kind == LIMBO_FRAME) {
 		l->pages += pages;
 		mm->virt->limbo_pages += pages;
@@ -258,5 +260,5 @@ void flush_drop_all(struct mm *mm)
 	note_pending(mm, before);
 	waiters_release(mm, UINT64_MAX);
 	free(mm->limbo.ring);
-	mm->limbo = (struct limbo){ 0 };
+	mm->limbo = (struct limbo){0};
 }

@@ -35,10 +35,10 @@
 /* ---- VMAs ------------------------------------------------------------------------------------ */
 
 #define VM_SHARED (1u << 0)
-#define VM_MAYWRITE (1u << 1)   /* mprotect may add PROT_WRITE */
+#define VM_MAYWRITE (1u << 1) /* mprotect may add PROT_WRITE */
 #define VM_HUGEPAGE (1u << 2)
 #define VM_NOHUGEPAGE (1u << 3)
-#define VM_DIRECT (1u << 4)     /* the direct map of arena_alloc_pages() */
+#define VM_DIRECT (1u << 4) /* the direct map of arena_alloc_pages() */
 #define VM_SEQ_READ (1u << 5)
 #define VM_RAND_READ (1u << 6)
 #define VM_NORESERVE (1u << 7)
@@ -94,7 +94,7 @@ struct limbo {
 };
 
 struct flush_waiter {
-	struct flush_waiter *next;    /* of the same wait */
+	struct flush_waiter *next; /* of the same wait */
 	TAILQ_ENTRY(flush_waiter) in_mm;
 	struct flush_wait *wait;
 	struct mm *mm;
@@ -202,7 +202,7 @@ struct virt {
 	uint32_t nr_mms;
 	struct object_list objects;
 	struct object *names;
-	uint32_t object_cursor; /* next record slot to try */
+	uint32_t object_cursor;                 /* next record slot to try */
 	struct domain *kept[VIRT_KEPT_DOMAINS]; /* references: uids' domains used last */
 	unsigned next_kept;
 	uint64_t limbo_pages;
@@ -270,7 +270,8 @@ bool area_is_free(const struct mm *mm, uint64_t start, uint64_t end);
 
 pfn_t frame_head(const struct virt *v, pfn_t pfn);
 /* Entry value for a frame in a VMA. A private mapping of an object's frame never permits writing. */
-uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead, bool of_object);
+uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead,
+		   bool of_object);
 /* Install an entry that takes over a reference of the frame's head. */
 void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
@@ -310,7 +311,8 @@ void object_release(struct object *o);
 /* The frame of a page of the object, PFN_NONE if absent; *chunk as found. */
 pfn_t object_frame(struct object *o, uint64_t pgoff, struct chunk **chunk);
 int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf);
-int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait);
+int object_resize(struct object *o, uint64_t size, const struct mm *caller,
+		  struct flush_wait *wait);
 bool object_leaf_fits(const struct object *o, uint64_t chunk_index);
 
 /* ---- segment.c ---- */

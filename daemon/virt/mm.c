@@ -171,7 +171,8 @@ static void domain_keep(struct virt *v, struct domain *d)
 	v->next_kept = (v->next_kept + 1) % VIRT_KEPT_DOMAINS;
 }
 
-static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id, struct domain **out)
+static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id,
+		      struct domain **out)
 {
 	if (p->process_domain)
 		return domain_create(v->phys, DOMAIN_PROCESS, mm_id, out);
@@ -242,7 +243,8 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 
 /* ---- the end ------------------------------------------------------------------------------------------- */
 
-static int drop_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg __unused_)
+static int drop_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
+		    void *arg __unused_)
 {
 	unmap_entry(mm, ref);
 	return 0;

@@ -73,7 +73,7 @@ static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len
 {
 	bool shared = (a->flags & MAP_TYPE) == MAP_SHARED;
 	struct handle *h;
-	struct credentials cred = { .uid = mm->record->uid, .gid = mm->record->gid };
+	struct credentials cred = {.uid = mm->record->uid, .gid = mm->record->gid};
 
 	t->prot = a->prot & PROT_ALL;
 	t->flags = VM_MAYWRITE | (shared ? VM_SHARED : 0) |
@@ -154,7 +154,7 @@ static int mmap_check(const struct vm_mmap_args *a, uint64_t *len)
 
 int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
 {
-	struct vma_template t = { 0 };
+	struct vma_template t = {0};
 	uint64_t len;
 	int r = mmap_check(a, &len);
 
@@ -208,7 +208,7 @@ static int protect_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *r
 static int protect_vma(struct vma *v, uint32_t prot)
 {
 	struct mm *mm = v->mm;
-	struct protect p = { .vma = v };
+	struct protect p = {.vma = v};
 	uint32_t lost = v->prot & ~prot, gained = prot & ~v->prot;
 	uint64_t start = v->start, end = v->end;
 	int r = split_leaf_at(mm, start);
@@ -220,9 +220,10 @@ static int protect_vma(struct vma *v, uint32_t prot)
 	vma_set_access(v, v->flags, prot);
 	pgtable_walk(mm, start, end, protect_one, &p);
 	if (p.any)
-		flush_post(mm, lost == PROT_WRITE && !gained && (prot & PROT_READ) ?
-				       ARENA_FLUSH_WRPROTECT :
-				       ARENA_FLUSH_UNMAP,
+		flush_post(mm,
+			   lost == PROT_WRITE && !gained && (prot & PROT_READ)
+				   ? ARENA_FLUSH_WRPROTECT
+				   : ARENA_FLUSH_UNMAP,
 			   start, end);
 	return 0;
 }
@@ -272,11 +273,9 @@ struct advice {
 };
 
 static const struct advice flag_advice[] = {
-	{ MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ },
-	{ MADV_RANDOM, VM_RAND_READ, VM_SEQ_READ },
-	{ MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ },
-	{ MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE },
-	{ MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE },
+	{MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ},  {MADV_RANDOM, VM_RAND_READ, VM_SEQ_READ},
+	{MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ},  {MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE},
+	{MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE},
 };
 
 static const struct advice *find_advice(int advice)

@@ -43,7 +43,7 @@ static struct object_record *record_find(struct virt *v)
 static int record_write(struct virt *v, struct object *o, const char *name,
 			const struct credentials *cred, uint32_t mode)
 {
-	struct object_record r = { .kind = OBJECT_FREE };
+	struct object_record r = {.kind = OBJECT_FREE};
 
 	o->record = record_find(v);
 	if (!o->record)
@@ -234,8 +234,7 @@ static void drop_frames_from(struct object *o, uint64_t from)
 {
 	struct chunk *c, *next;
 
-	HASH_ITER(hh, o->chunks, c, next)
-	{
+	HASH_ITER(hh, o->chunks, c, next) {
 		if ((c->index + 1) * ARENA_LEAF_SIZE > from)
 			chunk_truncate(o, c, from);
 	}
@@ -250,8 +249,7 @@ bool object_leaf_fits(const struct object *o, uint64_t chunk_index)
 
 void object_release(struct object *o)
 {
-	if (o->nr_handles || o->nr_vmas ||
-	    (o->kind == OBJECT_SEGMENT && !o->record->unlinked))
+	if (o->nr_handles || o->nr_vmas || (o->kind == OBJECT_SEGMENT && !o->record->unlinked))
 		return;
 	if (o->kind != OBJECT_SEGMENT)
 		truth_store(&o->record->unlinked, 1u);
@@ -271,8 +269,7 @@ static int zap_mappings(struct object *o, uint64_t from, const struct mm *caller
 	struct vma *vma;
 	int r = 0;
 
-	LIST_FOREACH(vma, &o->vmas, in_object)
-	{
+	LIST_FOREACH(vma, &o->vmas, in_object) {
 		uint64_t pages = (vma->end - vma->start) >> ARENA_PAGE_SHIFT, start;
 		bool any;
 		int e;

@@ -89,7 +89,7 @@ int pgtable_init(struct mm *mm)
 
 	if (r)
 		return r;
-	mm->tables[root] = (struct table_info){ .parent = TABLE_NONE, .level = 3 };
+	mm->tables[root] = (struct table_info){.parent = TABLE_NONE, .level = 3};
 	return 0;
 }
 
@@ -275,7 +275,7 @@ static int walk_table(const struct walk *w, uint32_t table, uint64_t base, unsig
 
 int pgtable_walk(struct mm *mm, uint64_t start, uint64_t end, pte_visitor fn, void *arg)
 {
-	struct walk w = { .mm = mm, .start = start, .end = end, .fn = fn, .arg = arg };
+	struct walk w = {.mm = mm, .start = start, .end = end, .fn = fn, .arg = arg};
 
 	return walk_table(&w, 0, 0, ARENA_TABLE_LEVELS - 1);
 }

@@ -56,8 +56,7 @@ struct mm *mm_find_pid(struct virt *v, pid_t pid)
 {
 	struct mm *mm;
 
-	LIST_FOREACH(mm, &v->mms, link)
-	{
+	LIST_FOREACH(mm, &v->mms, link) {
 		if (mm_pid(mm) == pid)
 			return mm;
 	}
@@ -95,15 +94,15 @@ void virt_get_client_counts(const struct virt *v, struct virt_client_counts *out
 		.ahead_hits = gone[EV_ARENA_AHEAD_HIT],
 		.evictions = gone[EV_ARENA_EVICTION],
 	};
-	LIST_FOREACH(mm, &v->mms, link)
-	{
+	LIST_FOREACH(mm, &v->mms, link) {
 		out->refills += load_relaxed(&mm->channel->refills);
 		out->ahead_hits += load_relaxed(&mm->channel->ahead_hits);
 		out->evictions += load_relaxed(&mm->channel->evictions);
 	}
 }
 
-static int count_rss(struct mm *mm __unused_, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+static int count_rss(struct mm *mm __unused_, uint64_t addr __unused_, struct pte_ref *ref,
+		     void *arg)
 {
 	*(uint64_t *)arg += ref->level ? ARENA_LEAF_PAGES : 1;
 	return 0;

@@ -15,7 +15,8 @@ pfn_t frame_head(const struct virt *v, pfn_t pfn)
 	return likely(page && page->refcount) ? pfn : compound_head(v->phys, pfn);
 }
 
-uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead, bool of_object)
+uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead,
+		   bool of_object)
 {
 	uint64_t e = ARENA_PTE_PRESENT | ((uint64_t)pfn << ARENA_PTE_PFN_SHIFT);
 	bool cow = of_object && !(vma->flags & VM_SHARED);
@@ -146,7 +147,7 @@ int split_leaf_at(struct mm *mm, uint64_t addr)
 
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any)
 {
-	struct zap z = { .start = start, .end = end };
+	struct zap z = {.start = start, .end = end};
 	int r = split_leaf_at(mm, start);
 
 	if (!r)

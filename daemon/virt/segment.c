@@ -136,7 +136,7 @@ int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segmen
 	o->nr_handles++;
 	slot_use(mm, open->slot);
 	h = &mm->handles[open->handle - 1];
-	*h = (struct handle){ .object = o, .slot = open->slot, .writable = write };
+	*h = (struct handle){.object = o, .slot = open->slot, .writable = write};
 	open->slot_fd = open->slot_new ? domain_fd(o->domain) : -1;
 	open->slot_readonly = mm->slots[open->slot].readonly;
 	open->size = o->size;
@@ -214,8 +214,7 @@ static uint64_t span_find(struct virt *v, uint64_t span)
 
 	while (moved) {
 		moved = false;
-		LIST_FOREACH(o, &v->objects, link)
-		{
+		LIST_FOREACH(o, &v->objects, link) {
 			const struct object_record *r = o->record;
 
 			if (r->address && base < r->address + r->span && r->address < base + span) {
@@ -257,8 +256,7 @@ bool segment_next(struct virt *v, uint32_t from, struct segment_info *out)
 {
 	struct object *o, *best = NULL;
 
-	LIST_FOREACH(o, &v->objects, link)
-	{
+	LIST_FOREACH(o, &v->objects, link) {
 		if (o->kind == OBJECT_SEGMENT && o->id > from && (!best || o->id < best->id))
 			best = o;
 	}

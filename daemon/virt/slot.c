@@ -44,7 +44,7 @@ int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, boo
 		if (r)
 			return r;
 	}
-	mm->slots[free_slot] = (struct slot){ .domain = domain_get(d), .readonly = readonly };
+	mm->slots[free_slot] = (struct slot){.domain = domain_get(d), .readonly = readonly};
 	*slot = free_slot;
 	*is_new = true;
 	return 0;

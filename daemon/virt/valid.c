@@ -18,13 +18,13 @@ struct mm_check {
 	uint64_t anon, shmem, direct, leaves;
 };
 
-#define COMPLAIN(c, ...)                                           \
-	do {                                                       \
-		if ((c)->ok) {                                     \
+#define COMPLAIN(c, ...)                                                \
+	do {                                                            \
+		if ((c)->ok) {                                          \
 			fprintf(stderr, "virt_is_valid: " __VA_ARGS__); \
-			fputc('\n', stderr);                       \
-		}                                                  \
-		(c)->ok = false;                                   \
+			fputc('\n', stderr);                            \
+		}                                                       \
+		(c)->ok = false;                                        \
 	} while (0)
 
 static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
@@ -99,8 +99,7 @@ static void check_vmas(struct mm *mm, struct counts *c)
 	uint64_t last = 0, total = 0;
 	uint32_t n = 0, live = 0, i;
 
-	RB_FOREACH(v, vma_tree, &mm->vmas)
-	{
+	RB_FOREACH(v, vma_tree, &mm->vmas) {
 		const struct arena_vma_record *r = &mm->records[v->record];
 
 		if (v->start < last || v->end <= v->start)
@@ -125,7 +124,7 @@ static void check_vmas(struct mm *mm, struct counts *c)
 
 static void check_mm(struct mm *mm, struct counts *c)
 {
-	struct mm_check k = { .c = c };
+	struct mm_check k = {.c = c};
 	uint32_t i, tables = 0;
 	uint64_t limbo = 0, last = 0;
 
@@ -166,9 +165,8 @@ static void check_object(struct object *o, struct counts *c)
 	unsigned vmas = 0;
 
 	LIST_FOREACH(v, &o->vmas, in_object)
-	vmas++;
-	HASH_ITER(hh, o->chunks, k, next)
-	{
+		vmas++;
+	HASH_ITER(hh, o->chunks, k, next) {
 		unsigned i;
 
 		for (i = 0; i < ARENA_LEAF_PAGES; i++) {
@@ -221,7 +219,7 @@ static void check_frames(struct virt *v, struct counts *c)
 
 bool virt_is_valid(struct virt *v)
 {
-	struct counts c = { .nr = phys_nr_frames(v->phys), .ok = true };
+	struct counts c = {.nr = phys_nr_frames(v->phys), .ok = true};
 	struct mm *mm;
 	struct object *o;
 	uint64_t limbo = 0;
@@ -236,14 +234,13 @@ bool virt_is_valid(struct virt *v)
 		free(c.maps);
 		return false;
 	}
-	LIST_FOREACH(mm, &v->mms, link)
-	{
+	LIST_FOREACH(mm, &v->mms, link) {
 		check_mm(mm, &c);
 		limbo += mm->limbo.pages;
 		pending += mm_flush_pending(mm);
 	}
 	LIST_FOREACH(o, &v->objects, link)
-	check_object(o, &c);
+		check_object(o, &c);
 	check_frames(v, &c);
 	if (limbo != v->limbo_pages || pending != v->nr_pending)
 		COMPLAIN(&c, "limbo or pending clients are off");

@@ -56,21 +56,21 @@ struct mm *mm_destroy(struct mm *mm);
 
 uint32_t mm_id(const struct mm *mm);
 const uint8_t *mm_token(const struct mm *mm); /* 16 bytes */
-int mm_file(const struct mm *mm);             /* borrowed, read-write: hand out a read-only reopen */
-int mm_channel_file(const struct mm *mm);     /* borrowed */
-void *mm_channel(const struct mm *mm);        /* ARENA_CHANNEL_SIZE bytes, hostile */
+int mm_file(const struct mm *mm);         /* borrowed, read-write: hand out a read-only reopen */
+int mm_channel_file(const struct mm *mm); /* borrowed */
+void *mm_channel(const struct mm *mm);    /* ARENA_CHANNEL_SIZE bytes, hostile */
 struct domain *mm_domain(const struct mm *mm);
 pid_t mm_pid(const struct mm *mm);
 uid_t mm_uid(const struct mm *mm);
 const char *mm_comm(const struct mm *mm);
 
 struct mm_stats {
-	uint64_t total_vm;              /* pages of all VMAs */
-	uint64_t rss_anon, rss_shmem;   /* pages present */
-	uint64_t leaves;                /* 2 MiB entries present */
-	uint64_t direct_pages;          /* arena_alloc_pages() */
-	uint64_t tables;                /* page-table pages */
-	uint64_t limbo;                 /* pages waiting for an acknowledgement */
+	uint64_t total_vm;            /* pages of all VMAs */
+	uint64_t rss_anon, rss_shmem; /* pages present */
+	uint64_t leaves;              /* 2 MiB entries present */
+	uint64_t direct_pages;        /* arena_alloc_pages() */
+	uint64_t tables;              /* page-table pages */
+	uint64_t limbo;               /* pages waiting for an acknowledgement */
 	uint64_t nr_vmas;
 	uint64_t faults;
 	uint64_t refills, ahead_hits, flushes, evictions; /* the client's own counts */
@@ -93,8 +93,9 @@ struct vma_info {
 	bool shared;
 	uint64_t pgoff;
 	uint32_t object; /* id: shown as the inode; 0 none */
-	const char *name; /* segment's name, "[direct]", "[heap]", or NULL; valid until the next call */
-	uint64_t rss;     /* pages present */
+	const char *
+		name; /* segment's name, "[direct]", "[heap]", or NULL; valid until the next call */
+	uint64_t rss; /* pages present */
 };
 /* The first VMA that ends above `from`; false at the end. Go on with from = out->end. */
 bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out);
@@ -129,14 +130,14 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 /* ---- segments ------------------------------------------------------------------------------- */
 
 struct segment_open {
-	const char *name;  /* without the leading slash, checked by the caller */
+	const char *name; /* without the leading slash, checked by the caller */
 	int oflag;
 	uint32_t mode;
 	/* out: */
-	uint32_t handle;   /* in this mm */
+	uint32_t handle; /* in this mm */
 	uint32_t slot;
-	bool slot_new;     /* the client has no descriptor of this slot yet */
-	int slot_fd;       /* borrowed, read-write file of the slot; -1 if not new */
+	bool slot_new;      /* the client has no descriptor of this slot yet */
+	int slot_fd;        /* borrowed, read-write file of the slot; -1 if not new */
 	bool slot_readonly; /* hand out a read-only reopen */
 	uint64_t size;
 };

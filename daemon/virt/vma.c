@@ -59,8 +59,8 @@ static int record_alloc(struct mm *mm, uint32_t *out)
 		return ARENA_E_NO_MEMORY;
 	if (mm->record_top >= mm->cap_free_records) {
 		uint32_t cap = mm->cap_free_records ? mm->cap_free_records * 2 : 16;
-		uint32_t *grown = mem_grow(mm->free_records, mm->cap_free_records, cap,
-					   sizeof(*grown));
+		uint32_t *grown =
+			mem_grow(mm->free_records, mm->cap_free_records, cap, sizeof(*grown));
 		if (!grown)
 			return ARENA_E_NO_MEMORY;
 		mm->free_records = grown;
@@ -96,7 +96,7 @@ static void record_fill(struct mm *mm, uint32_t record, const struct vma *v, uin
 static void txn_commit(struct mm *mm, const uint32_t *kill, uint32_t nr_kill, const uint32_t *born,
 		       uint32_t nr_born)
 {
-	struct arena_vma_txn t = { .nr_kill = nr_kill, .nr_born = nr_born };
+	struct arena_vma_txn t = {.nr_kill = nr_kill, .nr_born = nr_born};
 	struct arena_vma_txn *txn = &mm->header->txn;
 	uint32_t i;
 
@@ -288,7 +288,7 @@ void vma_set_access(struct vma *v, uint32_t flags, uint32_t prot)
 			uint32_t flags, prot;
 		};
 		uint64_t both;
-	} u = { { flags, prot } };
+	} u = {{flags, prot}};
 
 	static_assert(offsetof(struct arena_vma_record, prot) ==
 			      offsetof(struct arena_vma_record, flags) + 4,

@@ -125,20 +125,20 @@ struct arena_mm_header {
 	uint64_t magic;
 	uint32_t abi_major, abi_minor;
 	uint32_t mm_id;
-	uint32_t nr_tables;     /* tables ever used: a high-water mark */
-	uint64_t window_base;   /* the client's reservation of address space */
+	uint32_t nr_tables;   /* tables ever used: a high-water mark */
+	uint64_t window_base; /* the client's reservation of address space */
 	uint64_t window_size;
-	uint64_t segment_base;  /* common area of named segments, bottom-up */
+	uint64_t segment_base; /* common area of named segments, bottom-up */
 	uint64_t segment_end;
-	uint64_t start_brk;     /* heap area, bottom-up */
+	uint64_t start_brk; /* heap area, bottom-up */
 	uint64_t brk_limit;
-	uint64_t direct_base;   /* page_address(pfn) = direct_base + (pfn << 12); 0: none */
-	uint64_t mmap_base;     /* private mappings, top-down from here ... */
-	uint64_t mmap_floor;    /* ... to here */
-	uint64_t arena_frames;  /* pfns are below this */
-	uint64_t brk;           /* current program break */
-	uint8_t token[16];      /* secret of this address space, for reconnection */
-	uint64_t next_seq;      /* flush sequence last posted */
+	uint64_t direct_base;  /* page_address(pfn) = direct_base + (pfn << 12); 0: none */
+	uint64_t mmap_base;    /* private mappings, top-down from here ... */
+	uint64_t mmap_floor;   /* ... to here */
+	uint64_t arena_frames; /* pfns are below this */
+	uint64_t brk;          /* current program break */
+	uint8_t token[16];     /* secret of this address space, for reconnection */
+	uint64_t next_seq;     /* flush sequence last posted */
 	uint64_t reserved[47];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];

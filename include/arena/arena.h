@@ -36,7 +36,7 @@ struct arena_options {
 	size_t size;          /* sizeof(struct arena_options), so that the struct may grow */
 	const char *socket;   /* path; NULL: $ARENAD_SOCKET, else the default path, see README */
 	enum arena_trap trap; /* ARENA_TRAP_AUTO by default */
-	size_t window;        /* bytes of address space to reserve; 0: 16 TiB, less under RLIMIT_AS */
+	size_t window; /* bytes of address space to reserve; 0: 16 TiB, less under RLIMIT_AS */
 };
 
 /*
@@ -98,15 +98,15 @@ int arena_shm_unlink(arena_t *a, const char *name);
 
 /* gfp flags: where frames may come from and what may be done to get them. */
 enum arena_gfp {
-	ARENA_GFP_KERNEL = 0,           /* zone NORMAL and below */
-	ARENA_GFP_DMA = 1u << 0,        /* zone DMA only */
-	ARENA_GFP_HIGHMEM = 1u << 1,    /* zone HIGHMEM preferred */
-	ARENA_GFP_MOVABLE = 1u << 3,    /* from movable pageblocks */
+	ARENA_GFP_KERNEL = 0,        /* zone NORMAL and below */
+	ARENA_GFP_DMA = 1u << 0,     /* zone DMA only */
+	ARENA_GFP_HIGHMEM = 1u << 1, /* zone HIGHMEM preferred */
+	ARENA_GFP_MOVABLE = 1u << 3, /* from movable pageblocks */
 	ARENA_GFP_RECLAIMABLE = 1u << 4,
-	ARENA_GFP_ZERO = 1u << 8,       /* zeroed; frames of another owner always are */
-	ARENA_GFP_ATOMIC = 1u << 9,     /* may dip into the reserves, never waits */
-	ARENA_GFP_NOWARN = 1u << 13,    /* no failure report in the daemon's log */
-	ARENA_GFP_THISNODE = 1u << 21,  /* only this CPU's node */
+	ARENA_GFP_ZERO = 1u << 8,      /* zeroed; frames of another owner always are */
+	ARENA_GFP_ATOMIC = 1u << 9,    /* may dip into the reserves, never waits */
+	ARENA_GFP_NOWARN = 1u << 13,   /* no failure report in the daemon's log */
+	ARENA_GFP_THISNODE = 1u << 21, /* only this CPU's node */
 };
 #define ARENA_MAX_ORDER 10
 
