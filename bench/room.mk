@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: MIT
-BENCHES := $(patsubst bench/%.c,$(B)/bench/%,$(wildcard bench/*.c))
-$(BENCHES): $(B)/bench/%: $(B)/obj/bench/%.o $(LIB_base) | $(LIBARENA_SO)
+# One program of all bench/*.c.
+ARENA_BENCH := $(B)/bench/arena_bench
+OBJ_bench := $(patsubst %.c,$(B)/obj/%.o,$(wildcard bench/*.c))
+BENCHES := $(ARENA_BENCH)
+$(ARENA_BENCH): $(OBJ_bench) $(LIB_base) | $(LIBARENA_SO)
 	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena)
