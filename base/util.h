@@ -24,6 +24,10 @@
 #define store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define fence_full() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#if defined(__SANITIZE_THREAD__) && !defined(__clang__)
+/* The sanitizer does not see fences; what they order here is with other processes. */
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
 
 /*
  * Debug builds (DEBUG=1, and every SAN= build) check invariants with ASSERT and run the

@@ -30,7 +30,19 @@ static struct small_lock chain_lock;
 static bool installed;
 static struct sigaction program[ARRAY_SIZE(chained)];
 
-static int index_of(int sig)
+/*
+ * Before this library's constructor nothing is installed and there is one thread. A sanitizer calls
+ * sigaction() then, and can bear no code that it has instrumented.
+ */
+#define UNSANITIZED __attribute__((no_sanitize("thread")))
+static bool loaded;
+
+__attribute__((constructor)) static void note_loaded(void)
+{
+	loaded = true;
+}
+
+UNSANITIZED static int index_of(int sig)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(chained); i++)
 		if (chained[i] == sig)
@@ -191,19 +203,24 @@ static int change_action(int sig, const struct sigaction *act, struct sigaction 
 	return r;
 }
 
-int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+static int chained_sigaction(int sig, const struct sigaction *act, struct sigaction *old)
 {
 	struct sigaction new_act, old_act;
 	int r;
 
-	if (index_of(sig) < 0)
-		return __sigaction(sig, act, old);
 	if (act)
 		new_act = *act;
 	r = change_action(sig, act ? &new_act : NULL, &old_act);
 	if (r == 0 && old)
 		*old = old_act;
 	return r;
+}
+
+UNSANITIZED int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+	if (!loaded || index_of(sig) < 0)
+		return __sigaction(sig, act, old);
+	return chained_sigaction(sig, act, old);
 }
 
 static sighandler_t simple_signal(int sig, sighandler_t handler, int flags)

@@ -294,6 +294,7 @@ static int finish(struct alloc_context *ac, struct zone *z, pfn_t pfn, enum cont
 	zone_add_free(z, -(INT64_C(1) << order));
 	ac->d->nr_used += UINT64_C(1) << order;
 	ac->d->last_cpu = ac->rq->cpu;
+	ac->d->nodes |= UINT64_C(1) << ac->preferred;
 	if (unlikely(!ac->d->active) && ac->d->refs) {
 		ac->d->active = true;
 		p->nr_active++;

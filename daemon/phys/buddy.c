@@ -41,8 +41,10 @@ static void account(struct phys *p, const struct page *page, pfn_t pfn, unsigned
 		return;
 	d->free_block_pages += pages;
 	zp->cached_pages += pages;
-	if (c == CONTENT_ZEROED)
+	if (c == CONTENT_ZEROED) {
 		d->zeroed_block_pages += pages;
+		d->zone[page_zone(p, page)->index]->zeroed_pages += pages;
+	}
 	kzerod_note(d);
 }
 

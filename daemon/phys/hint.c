@@ -34,6 +34,15 @@ static struct zone *hint_zone(struct alloc_context *ac)
 	return z;
 }
 
+/* Does the domain have zeroed leaves in the zone, for a leaf that has to be zeroed? */
+static bool zeroed_leaves(const struct alloc_context *ac, const struct zone *z)
+{
+	const struct domain_zone *dz = ac->d->zone[z->index];
+
+	return ac->rq->order >= PAGEBLOCK_ORDER && !(ac->rq->gfp & GFP_NO_ZERO) && dz &&
+	       dz->zeroed_pages >= UINT64_C(1) << ac->rq->order;
+}
+
 /* The free block that covers the hint, made one of the domain and of the type asked for. */
 static pfn_t hint_block(struct alloc_context *ac, struct zone *z)
 {
@@ -46,13 +55,15 @@ static pfn_t hint_block(struct alloc_context *ac, struct zone *z)
 		return PFN_NONE;
 	owner = block_owner(p, head);
 	if (owner == p->domains[0]) {
-		if (!content_wanted(ac, CONTENT_HOLE) ||
+		/* What is zeroed already beats what would be contiguous. */
+		if (!content_wanted(ac, CONTENT_HOLE) || zeroed_leaves(ac, z) ||
 		    !block_claim(p, ac->d, z, rq->order, ac->type,
 				 ALIGN_DOWN(rq->hint, PAGEBLOCK_PAGES)))
 			return PFN_NONE;
 		return free_head(p, rq->hint, rq->order);
 	}
-	if (owner != ac->d || !content_wanted(ac, block_content(p, head)))
+	if (owner != ac->d || !content_wanted(ac, block_content(p, head)) ||
+	    (block_content(p, head) != CONTENT_ZEROED && zeroed_leaves(ac, z)))
 		return PFN_NONE;
 	if (pfn_block(p, head)->migratetype == ac->type)
 		return head;

@@ -51,7 +51,9 @@ struct pcp {
 
 struct domain_zone {
 	struct free_list list[NR_ORDERS][NR_MIGRATETYPES][NR_CONTENTS];
-	pfn_t next_claim;  /* the block that would continue the last one claimed */
+	uint64_t zeroed_pages; /* known zero, in blocks of order >= 9 */
+	uint64_t isolated_pages; /* set aside by kzerod */
+	pfn_t next_claim; /* the block that would continue the last one claimed */
 	struct pcp *pcp[]; /* by CPU, NULL until used */
 };
 
@@ -71,6 +73,7 @@ struct domain {
 	uint64_t zeroed_block_pages; /* of them known zero */
 	uint64_t nr_isolated;        /* pages set aside by kzerod */
 	unsigned last_cpu;           /* of the last allocation; frees go to its list */
+	uint64_t nodes;              /* a bit per node that was allocated from the near side of */
 	bool active;                 /* has allocated, and is referenced */
 	bool kz_queued;
 	TAILQ_ENTRY(domain) link;          /* phys.live */

@@ -73,6 +73,7 @@ static void isolate(struct phys *p, struct kz_batch *b, pfn_t pfn, unsigned orde
 	page_set_free_flags(page, PG_ISOLATED, order);
 	zp->isolated_blocks[order][pfn_block(p, pfn)->migratetype]++;
 	b->domain->nr_isolated += UINT64_C(1) << order;
+	b->domain->zone[page_zone(p, page)->index]->isolated_pages += UINT64_C(1) << order;
 }
 
 /* Set blocks of one content aside, as far as the batch and `need` pages go. */
@@ -111,22 +112,47 @@ static void gather_unowned(struct phys *p, struct kz_batch *b, struct zone *z, u
 	}
 }
 
+/* What one node lacks of its share of the pool: an allocation looks near its CPU first. */
+static uint64_t node_need(const struct phys *p, const struct domain *d, const struct node *node)
+{
+	uint64_t target = pool_target(p) / (unsigned)MAX(__builtin_popcountll(d->nodes), 1), have = 0;
+
+	for (unsigned t = 0; t < NR_ZONE_TYPES; t++) {
+		const struct domain_zone *dz = d->zone[node->zone[t].index];
+
+		if (dz)
+			have += dz->zeroed_pages + dz->isolated_pages;
+	}
+	return target > have ? target - have : 0;
+}
+
+/* From HIGHMEM down, as allocations go. */
+static void fill_from_node(struct phys *p, struct kz_batch *b, struct node *node)
+{
+	bool holes = clock_now() >= p->kz.populate_after;
+	uint64_t need = node_need(p, b->domain, node);
+
+	for (unsigned t = NR_ZONE_TYPES; t--;)
+		gather(p, b, &node->zone[t], CONTENT_DIRTY, &need);
+	for (unsigned t = NR_ZONE_TYPES; holes && t--;)
+		gather(p, b, &node->zone[t], CONTENT_HOLE, &need);
+	for (unsigned t = NR_ZONE_TYPES; holes && b->domain->active && t--;)
+		if (zone_for_users(p, &node->zone[t]))
+			gather_unowned(p, b, &node->zone[t], &need);
+}
+
 static bool fill_batch(struct phys *p, struct kz_batch *b, struct domain *d)
 {
-	uint64_t target = pool_target(p), have = d->zeroed_block_pages + d->nr_isolated;
-	bool holes = clock_now() >= p->kz.populate_after;
-	struct zone **zonelist = p->node[p->cpu_node[d->last_cpu % NUMA_MAX_CPUS]].zonelist;
-	uint64_t need = target > have ? target - have : 0;
+	unsigned first = p->cpu_node[d->last_cpu % NUMA_MAX_CPUS];
 
 	b->domain = d;
 	b->map = d->map;
-	for (struct zone **z = zonelist; *z; z++)
-		gather(p, b, *z, CONTENT_DIRTY, &need);
-	for (struct zone **z = zonelist; holes && *z; z++)
-		gather(p, b, *z, CONTENT_HOLE, &need);
-	for (struct zone **z = zonelist; holes && d->active && *z; z++)
-		if (zone_for_users(p, *z))
-			gather_unowned(p, b, *z, &need);
+	for (unsigned i = 0; i < p->nr_nodes; i++) {
+		unsigned n = (first + i) % p->nr_nodes;
+
+		if (d->nodes >> n & 1)
+			fill_from_node(p, b, &p->node[n]);
+	}
 	return b->nr;
 }
 
@@ -162,6 +188,7 @@ static void put_back(struct phys *p, const struct kz_block *k)
 
 	zp->isolated_blocks[k->order][pfn_block(p, k->pfn)->migratetype]--;
 	d->nr_isolated -= UINT64_C(1) << k->order;
+	d->zone[page_zone(p, page)->index]->isolated_pages -= UINT64_C(1) << k->order;
 	page_set_free_flags(page, 0, 0);
 	if (k->failed) {
 		block_unback(p, k->pfn, k->order);
