@@ -35,7 +35,7 @@
 
 #include <arena/arena.h>
 
-#include "wordcount_files.h"
+#include "examples/wordcount_files.h"
 
 #define PIECE_SIZE ((size_t)256 << 10)
 #define READ_SIZE ((size_t)1 << 20)

@@ -379,12 +379,9 @@ static void test_files(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_private_segment),
-		daemon_test(test_readable_segment),
-		daemon_test(test_writable_segment),
-		daemon_test(test_reopen),
-		daemon_test(test_secrets_of_the_dead),
-		daemon_test(test_files),
+		daemon_test(test_private_segment),     daemon_test(test_readable_segment),
+		daemon_test(test_writable_segment),    daemon_test(test_reopen),
+		daemon_test(test_secrets_of_the_dead), daemon_test(test_files),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

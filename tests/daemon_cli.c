@@ -388,14 +388,10 @@ static void test_log_levels(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_usage),
-		cmocka_unit_test(test_bad_configuration),
-		cmocka_unit_test(test_configuration),
-		daemon_test(test_second_instance),
-		cmocka_unit_test(test_stale_socket),
-		cmocka_unit_test(test_file_in_the_way),
-		cmocka_unit_test(test_stop),
-		daemon_test(test_views),
+		cmocka_unit_test(test_usage),         cmocka_unit_test(test_bad_configuration),
+		cmocka_unit_test(test_configuration), daemon_test(test_second_instance),
+		cmocka_unit_test(test_stale_socket),  cmocka_unit_test(test_file_in_the_way),
+		cmocka_unit_test(test_stop),          daemon_test(test_views),
 		cmocka_unit_test(test_log_levels),
 	};
 

@@ -130,7 +130,8 @@ static void test_kill(void **state)
 		gate_close(&v.ready);
 		daemon_read_log(d);
 	}
-	print_message("%u clients killed, frames back after at most %.1f ms\n", n, (double)worst / 1e6);
+	print_message("%u clients killed, frames back after at most %.1f ms\n", n,
+		      (double)worst / 1e6);
 	assert_true(worst < PROMISED_NS * test_slowness());
 	client_run(d, remove_segment, NULL);
 }
@@ -139,9 +140,9 @@ static void test_kill(void **state)
 static void test_kill_at(void **state)
 {
 	static const char *const places[] = {
-		"client.fault=stop@1",	  "client.fault=stop@7",      "client.refill=stop@3",
-		"client.mapped=stop@1",	  "client.mapped=stop@20",    "client.flush.call=stop@2",
-		"client.ack=stop@1",	  "client.ack=stop@5",
+		"client.fault=stop@1",  "client.fault=stop@7",   "client.refill=stop@3",
+		"client.mapped=stop@1", "client.mapped=stop@20", "client.flush.call=stop@2",
+		"client.ack=stop@1",    "client.ack=stop@5",
 	};
 	struct test_daemon *d = *state;
 	uint64_t worst = 0, free_kb;
@@ -201,7 +202,8 @@ static void test_kill_in_mailboxes(void **state)
 	for (unsigned i = 0; i < 10; i++) {
 		pid_t pid = client_start(d, die_in_mailboxes, NULL);
 
-		assert_true(kill_and_measure(d, pid, d->free_before) < PROMISED_NS * test_slowness());
+		assert_true(kill_and_measure(d, pid, d->free_before) <
+			    PROMISED_NS * test_slowness());
 	}
 }
 
@@ -216,7 +218,8 @@ static void be_one_of_many(struct test_daemon *d, void *arg)
 	struct crowd *c = arg;
 	arena_t *a = client_open(d);
 	arena_shm_t *s = client_shm(a, SEGMENT, O_RDWR, 0);
-	uint64_t *seg = arena_shm_mmap(s, NULL, 4 * LEAF, RW, MAP_SHARED, 0), seed = (uint64_t)getpid();
+	uint64_t *seg = arena_shm_mmap(s, NULL, 4 * LEAF, RW, MAP_SHARED, 0),
+		 seed = (uint64_t)getpid();
 	char *p = client_map(a, 64 * PAGE);
 
 	CHECK((void *)seg != MAP_FAILED);
@@ -346,12 +349,14 @@ static void flood(struct test_daemon *d, void *arg)
 		for (unsigned i = 0; i < ARENA_NR_MAILBOXES; i++) {
 			struct arena_mailbox *mb = wire_mailbox(&c, i);
 
-			if (round && __atomic_load_n(&mb->state, __ATOMIC_SEQ_CST) != ARENA_MAILBOX_REPLY)
+			if (round &&
+			    __atomic_load_n(&mb->state, __ATOMIC_SEQ_CST) != ARENA_MAILBOX_REPLY)
 				continue;
 			memcpy(mb->payload, request.bytes, request.len);
 			mb->len = (uint32_t)request.len;
 			__atomic_store_n(&mb->state, ARENA_MAILBOX_REQUEST, __ATOMIC_SEQ_CST);
-			__atomic_fetch_or(&wire_channel(&c)->pending, UINT64_C(1) << i, __ATOMIC_SEQ_CST);
+			__atomic_fetch_or(&wire_channel(&c)->pending, UINT64_C(1) << i,
+					  __ATOMIC_SEQ_CST);
 		}
 		if (!__atomic_load_n(&wire_channel(&c)->daemon_poll, __ATOMIC_SEQ_CST))
 			wire_ring(&c);
@@ -370,8 +375,8 @@ static void spin_garbage(struct test_daemon *d, void *arg)
 	words = (uint64_t *)(void *)c.channel;
 	gate_open(ready, 1);
 	for (uint64_t i = 0;; i++) {
-		__atomic_store_n(&words[prng_below(&r, ARENA_CHANNEL_FLUSH / 8 + 4096)], prng_next(&r),
-				 __ATOMIC_RELAXED);
+		__atomic_store_n(&words[prng_below(&r, ARENA_CHANNEL_FLUSH / 8 + 4096)],
+				 prng_next(&r), __ATOMIC_RELAXED);
 		__atomic_store_n(&wire_channel(&c)->pending, prng_next(&r), __ATOMIC_SEQ_CST);
 		if (i % 64 == 0)
 			wire_ring(&c);
@@ -388,13 +393,15 @@ static void end(pid_t pid)
  * A process that only burns a CPU costs its neighbours some latency, too, so that is what a mad
  * client is compared with.
  */
-static void expect_no_slower(const char *what, const struct latency *with, const struct latency *base)
+static void expect_no_slower(const char *what, const struct latency *with,
+			     const struct latency *base)
 {
 	uint64_t bound = 5 * base->p99 < 5000000 ? 5000000 : 5 * base->p99;
 
-	print_message("%-22s fault p50 %7.1f us, p99 %7.1f us; without: p50 %7.1f us, p99 %7.1f us\n",
-		      what, (double)with->p50 / 1e3, (double)with->p99 / 1e3,
-		      (double)base->p50 / 1e3, (double)base->p99 / 1e3);
+	print_message(
+		"%-22s fault p50 %7.1f us, p99 %7.1f us; without: p50 %7.1f us, p99 %7.1f us\n",
+		what, (double)with->p50 / 1e3, (double)with->p99 / 1e3, (double)base->p50 / 1e3,
+		(double)base->p99 / 1e3);
 	assert_true(with->p99 < bound * test_slowness());
 	assert_true(with->p50 < 2000000 * test_slowness());
 }

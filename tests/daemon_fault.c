@@ -108,7 +108,8 @@ static void *churn(void *arg)
 
 	pthread_barrier_wait(c->start);
 	for (size_t i = 0; i < c->pages; i++) {
-		size_t len = (1 + prng_below(&r, 700)) * PAGE, cut = prng_below(&r, len / PAGE) * PAGE;
+		size_t len = (1 + prng_below(&r, 700)) * PAGE,
+		       cut = prng_below(&r, len / PAGE) * PAGE;
 		char *p = client_map(c->a, len);
 
 		pattern_fill(p, len, i);

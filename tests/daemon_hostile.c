@@ -262,10 +262,18 @@ static void test_names(void **state)
 
 static void test_attributes(void **state)
 {
-	static const char *const paths[] = {"", "/", "..", "../../etc/passwd", "proc/../proc/meminfo",
-					    "proc//meminfo/x", "proc/-1/maps", "proc/4294967297/maps",
-					    "proc/%u/maps", "sys/devices/system/node/node99/meminfo",
-					    "sys/devices/system/memory/memory18446744073709551616/state"};
+	static const char *const paths[] = {
+		"",
+		"/",
+		"..",
+		"../../etc/passwd",
+		"proc/../proc/meminfo",
+		"proc//meminfo/x",
+		"proc/-1/maps",
+		"proc/4294967297/maps",
+		"proc/%u/maps",
+		"sys/devices/system/node/node99/meminfo",
+		"sys/devices/system/memory/memory18446744073709551616/state"};
 	static const uint64_t sizes[] = {0, 1, UINT32_MAX};
 
 	assert_true(wire_open(&peer, ((struct test_daemon *)*state)->socket));

@@ -39,14 +39,14 @@ static const uint64_t extremes[] = {
 static const struct {
 	unsigned call, fields;
 } numeric[] = {
-	{WIRE_FAULT, 3},	{WIRE_MMAP, 6},		{WIRE_MUNMAP, 2},     {WIRE_MPROTECT, 3},
-	{WIRE_MADVISE, 3},	{WIRE_POPULATE, 4},	{WIRE_SHM_TRUNCATE, 2}, {WIRE_SHM_CLOSE, 1},
-	{WIRE_SHM_STAT, 1},	{WIRE_ALLOC_PAGES, 3},	{WIRE_FREE_PAGES, 2},
+	{WIRE_FAULT, 3},    {WIRE_MMAP, 6},        {WIRE_MUNMAP, 2},       {WIRE_MPROTECT, 3},
+	{WIRE_MADVISE, 3},  {WIRE_POPULATE, 4},    {WIRE_SHM_TRUNCATE, 2}, {WIRE_SHM_CLOSE, 1},
+	{WIRE_SHM_STAT, 1}, {WIRE_ALLOC_PAGES, 3}, {WIRE_FREE_PAGES, 2},
 };
 
 static bool linux_errno(int r)
 {
-	static const int allowed[] = {0,      EINVAL, ENOMEM, EEXIST, EACCES, EOVERFLOW, ENODEV,
+	static const int allowed[] = {0,       EINVAL, ENOMEM, EEXIST, EACCES, EOVERFLOW, ENODEV,
 				      ENOTSUP, EFAULT, EFBIG,  EPERM,  ENOENT, EAGAIN};
 
 	for (size_t i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++)
@@ -57,8 +57,8 @@ static bool linux_errno(int r)
 
 static void call_anyhow(unsigned call, bool mailbox, unsigned box)
 {
-	int r = mailbox ? wire_mail(&peer, box, call, &body, &reply) :
-			  wire_call(&peer, call, &body, &reply);
+	int r = mailbox ? wire_mail(&peer, box, call, &body, &reply)
+			: wire_call(&peer, call, &body, &reply);
 
 	if (!linux_errno(r))
 		fail_msg("call %u: errno %d", call, r);
@@ -81,11 +81,11 @@ static void test_extremes(void **state)
 				body.len = 0;
 				for (unsigned k = 0; k < numeric[c].fields; k++)
 					wire_number(&body, k + 1,
-						    k == f   ? extremes[i / n] :
-						    k == g   ? extremes[i % n] :
-						    k == 0   ? ARENA_WINDOW_BASE :
-						    k == 1   ? LEAF :
-							       3);
+						    k == f   ? extremes[i / n]
+						    : k == g ? extremes[i % n]
+						    : k == 0 ? ARENA_WINDOW_BASE
+						    : k == 1 ? LEAF
+							     : 3);
 				call_anyhow(numeric[c].call, mailbox, (unsigned)(i % 64));
 			}
 		}
@@ -103,7 +103,8 @@ static void test_random_numbers(void **state)
 
 		body.len = 0;
 		for (unsigned k = 1; k <= numeric[c].fields; k++) {
-			uint64_t v = extremes[prng_below(&r, sizeof(extremes) / sizeof(extremes[0]))];
+			uint64_t v =
+				extremes[prng_below(&r, sizeof(extremes) / sizeof(extremes[0]))];
 
 			if (prng_below(&r, 2))
 				v += (prng_below(&r, 64) - 32) * 4096;
@@ -202,10 +203,8 @@ static void test_channel_words(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		hostile_test(test_extremes),
-		hostile_test(test_random_numbers),
-		hostile_test(test_mailbox_garbage),
-		hostile_test(test_mailbox_states),
+		hostile_test(test_extremes),        hostile_test(test_random_numbers),
+		hostile_test(test_mailbox_garbage), hostile_test(test_mailbox_states),
 		hostile_test(test_channel_words),
 	};
 

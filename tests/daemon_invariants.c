@@ -26,7 +26,7 @@
 struct scene {
 	const char *faultpoints; /* of the one who has it mapped */
 	struct gate mapped, taken, seen;
-	off_t cut;    /* the size it is cut to */
+	off_t cut;     /* the size it is cut to */
 	uint64_t took; /* how long that call took */
 	uint64_t word;
 };
@@ -184,7 +184,8 @@ static void take_all(struct test_daemon *d, void *arg)
 	unsigned n = 0;
 
 	(void)arg;
-	while (n < 4096 && (page[n] = arena_alloc_pages(a, ARENA_GFP_HIGHMEM | ARENA_GFP_NOWARN, 9)))
+	while (n < 4096 &&
+	       (page[n] = arena_alloc_pages(a, ARENA_GFP_HIGHMEM | ARENA_GFP_NOWARN, 9)))
 		n++;
 	CHECK(n > 64);
 	for (unsigned round = 0; round < 3; round++)
@@ -561,14 +562,10 @@ static void test_ring_overtaken(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_call_waits_for_flush),
-		daemon_test(test_limbo),
-		daemon_test(test_stopped_client),
-		daemon_test(test_death_ends_waiting),
-		daemon_test(test_refill_holds),
-		daemon_test(test_no_lock_across_call),
-		daemon_test(test_refill_without_daemon),
-		daemon_test(test_reuse_addresses),
+		daemon_test(test_call_waits_for_flush),  daemon_test(test_limbo),
+		daemon_test(test_stopped_client),        daemon_test(test_death_ends_waiting),
+		daemon_test(test_refill_holds),          daemon_test(test_no_lock_across_call),
+		daemon_test(test_refill_without_daemon), daemon_test(test_reuse_addresses),
 		daemon_test(test_ring_overtaken),
 	};
 

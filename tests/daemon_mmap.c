@@ -16,7 +16,7 @@
 #endif
 
 /* Straight to the kernel: a sanitizer's wrappers do not bear what follows. */
-#define k_mmap(addr, len, prot, flags)                                                     \
+#define k_mmap(addr, len, prot, flags) \
 	((void *)syscall(SYS_mmap, addr, (size_t)(len), (long)(prot), (long)(flags), -1l, 0l))
 #define k_munmap(addr, len) ((int)syscall(SYS_munmap, addr, (size_t)(len)))
 #define k_mprotect(addr, len, prot) ((int)syscall(SYS_mprotect, addr, (size_t)(len), (long)(prot)))
@@ -336,7 +336,8 @@ static void do_dontneed(struct test_daemon *d, void *arg)
 
 	(void)arg;
 	for (int round = 0; round < 20; round++) {
-		size_t from = (size_t)round * 7 % 1000 * PAGE, len = (size_t)(1 + round * 37) * PAGE;
+		size_t from = (size_t)round * 7 % 1000 * PAGE,
+		       len = (size_t)(1 + round * 37) * PAGE;
 
 		pattern_fill(p, 4 * LEAF, (uint64_t)round);
 		CHECK_OK(arena_madvise(a, p + from, len, MADV_DONTNEED));
@@ -410,10 +411,10 @@ static void do_mmap_errors(struct test_daemon *d, void *arg)
 
 	(void)arg;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-		CHECK_SAME_ERRNO(arena_mmap(a, p + cases[i].addr, cases[i].len, cases[i].prot,
-					    cases[i].flags, -1, 0),
-				 k_mmap(k + cases[i].addr, cases[i].len, cases[i].prot,
-					cases[i].flags));
+		CHECK_SAME_ERRNO(
+			arena_mmap(a, p + cases[i].addr, cases[i].len, cases[i].prot,
+				   cases[i].flags, -1, 0),
+			k_mmap(k + cases[i].addr, cases[i].len, cases[i].prot, cases[i].flags));
 	/* Where the kernel knows no window: outside of it is outside of the address space. */
 	CHECK_ERRNO(arena_mmap(a, k, PAGE, RW, ANON | MAP_FIXED, -1, 0), ENOMEM);
 	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, ANON | MAP_FIXED, -1, 0), ENOMEM);
@@ -556,22 +557,14 @@ static void test_maps(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_anonymous),
-		daemon_test(test_odd_length),
-		daemon_test(test_fixed),
-		daemon_test(test_hints),
-		daemon_test(test_populate),
-		daemon_test(test_unmap_ranges),
-		daemon_test(test_unmap_several),
-		daemon_test(test_protect),
-		daemon_test(test_exec),
-		daemon_test(test_protect_alternately),
-		daemon_test(test_dontneed),
-		daemon_test(test_grain),
-		daemon_test(test_mmap_errors),
-		daemon_test(test_unmap_errors),
-		daemon_test(test_protect_errors),
-		daemon_test(test_maps),
+		daemon_test(test_anonymous),      daemon_test(test_odd_length),
+		daemon_test(test_fixed),          daemon_test(test_hints),
+		daemon_test(test_populate),       daemon_test(test_unmap_ranges),
+		daemon_test(test_unmap_several),  daemon_test(test_protect),
+		daemon_test(test_exec),           daemon_test(test_protect_alternately),
+		daemon_test(test_dontneed),       daemon_test(test_grain),
+		daemon_test(test_mmap_errors),    daemon_test(test_unmap_errors),
+		daemon_test(test_protect_errors), daemon_test(test_maps),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

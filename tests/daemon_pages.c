@@ -17,14 +17,10 @@ static size_t bytes_of(unsigned order)
 static void do_orders(struct test_daemon *d, void *arg)
 {
 	static const unsigned flags[] = {
-		ARENA_GFP_KERNEL,
-		ARENA_GFP_DMA,
-		ARENA_GFP_HIGHMEM,
-		ARENA_GFP_HIGHMEM | ARENA_GFP_MOVABLE,
-		ARENA_GFP_RECLAIMABLE,
-		ARENA_GFP_ZERO,
-		ARENA_GFP_ATOMIC,
-		ARENA_GFP_NOWARN | ARENA_GFP_ZERO,
+		ARENA_GFP_KERNEL,      ARENA_GFP_DMA,
+		ARENA_GFP_HIGHMEM,     ARENA_GFP_HIGHMEM | ARENA_GFP_MOVABLE,
+		ARENA_GFP_RECLAIMABLE, ARENA_GFP_ZERO,
+		ARENA_GFP_ATOMIC,      ARENA_GFP_NOWARN | ARENA_GFP_ZERO,
 		ARENA_GFP_THISNODE,
 	};
 	arena_t *a = client_open(d);
@@ -261,7 +257,8 @@ static void leave_secrets(struct test_daemon *d, void *arg)
 	for (size_t i = 0; i < 32 * LEAF / 8; i += 16)
 		((uint64_t *)(void *)map)[i] = SECRET;
 	for (unsigned i = 0; i < 32; i += 2)
-		CHECK_OK(arena_madvise(a, map + i * LEAF, i % 4 ? LEAF : LEAF - PAGE, MADV_DONTNEED));
+		CHECK_OK(arena_madvise(a, map + i * LEAF, i % 4 ? LEAF : LEAF - PAGE,
+				       MADV_DONTNEED));
 	gate_open(&m->freed, 1);
 	gate_pass(&m->next);
 	arena_close(a);
@@ -357,12 +354,9 @@ int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		daemon_test(test_failure_report), /* first: there is one report a second at most */
-		daemon_test(test_orders),
-		daemon_test(test_zero),
-		daemon_test(test_errors),
-		daemon_test(test_exhaust),
-		daemon_test(test_fault_exhaust),
-		daemon_test(test_secrets),
+		daemon_test(test_orders),         daemon_test(test_zero),
+		daemon_test(test_errors),         daemon_test(test_exhaust),
+		daemon_test(test_fault_exhaust),  daemon_test(test_secrets),
 		daemon_test(test_random),
 	};
 

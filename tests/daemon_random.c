@@ -35,13 +35,13 @@ static uint64_t number_from(const char *name, uint64_t otherwise)
 	return text && *text ? strtoull(text, NULL, 0) : otherwise;
 }
 
-#define EXPECT(m, cond)                                                                    \
-	do {                                                                               \
-		if (!(cond)) {                                                             \
+#define EXPECT(m, cond)                                                                     \
+	do {                                                                                \
+		if (!(cond)) {                                                              \
 			dprintf(2, "seed %llu, step %llu\n", (unsigned long long)(m)->seed, \
-				(unsigned long long)(m)->step);                            \
-			check_failed(__FILE__, __LINE__, #cond);                           \
-		}                                                                          \
+				(unsigned long long)(m)->step);                             \
+			check_failed(__FILE__, __LINE__, #cond);                            \
+		}                                                                           \
 	} while (0)
 
 static char *at(struct model *m, unsigned i)
@@ -150,8 +150,8 @@ static void do_protect(struct model *m, unsigned from, unsigned to)
 
 static void do_advise(struct model *m, unsigned from, unsigned to)
 {
-	static const int advices[] = {MADV_DONTNEED, MADV_DONTNEED, MADV_HUGEPAGE,
-				      MADV_NOHUGEPAGE, MADV_RANDOM, MADV_NORMAL, MADV_SEQUENTIAL};
+	static const int advices[] = {MADV_DONTNEED, MADV_DONTNEED, MADV_HUGEPAGE,  MADV_NOHUGEPAGE,
+				      MADV_RANDOM,   MADV_NORMAL,   MADV_SEQUENTIAL};
 	int advice = advices[prng_below(&m->r, 7)];
 	bool hole = false;
 	int r;
@@ -160,8 +160,8 @@ static void do_advise(struct model *m, unsigned from, unsigned to)
 	if (advice == MADV_DONTNEED) {
 		unsigned i;
 
-		EXPECT(m, arena_mmap(m->a, at(m, from), (to - from) * PAGE, RW, ANON | MAP_FIXED, -1,
-				     0) == at(m, from));
+		EXPECT(m, arena_mmap(m->a, at(m, from), (to - from) * PAGE, RW, ANON | MAP_FIXED,
+				     -1, 0) == at(m, from));
 		for (i = from; i < to; i++)
 			m->page[i] = (struct page){true, RW, 0};
 		for (i = from; i < to; i += 1 + (unsigned)prng_below(&m->r, 9))

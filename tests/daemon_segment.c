@@ -500,16 +500,11 @@ static void test_counting(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_common_address),
-		daemon_test(test_names),
-		daemon_test(test_map_errors),
-		daemon_test(test_umask),
-		daemon_test(test_several_maps),
-		daemon_test(test_shrink),
-		daemon_test(test_odd_sizes),
-		daemon_test(test_persistence),
-		daemon_test(test_last_close),
-		daemon_test(test_counting),
+		daemon_test(test_common_address), daemon_test(test_names),
+		daemon_test(test_map_errors),     daemon_test(test_umask),
+		daemon_test(test_several_maps),   daemon_test(test_shrink),
+		daemon_test(test_odd_sizes),      daemon_test(test_persistence),
+		daemon_test(test_last_close),     daemon_test(test_counting),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

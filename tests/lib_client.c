@@ -32,8 +32,8 @@ void check_errno_failed(const char *file, int line, const char *what, intptr_t r
 
 void check_same_failed(const char *file, int line, const char *what, int ours, int theirs)
 {
-	dprintf(2, "%s:%d: client %d: %s: errno %s, the kernel's is %s\n", file, line, (int)getpid(),
-		what, strerrorname_np(ours), strerrorname_np(theirs));
+	dprintf(2, "%s:%d: client %d: %s: errno %s, the kernel's is %s\n", file, line,
+		(int)getpid(), what, strerrorname_np(ours), strerrorname_np(theirs));
 	_exit(1);
 }
 

@@ -26,36 +26,36 @@
 #define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
 #define ANON_SHARED (MAP_SHARED | MAP_ANONYMOUS)
 
-#define CHECK(cond)                                                                        \
-	do {                                                                               \
-		if (!(cond))                                                               \
-			check_failed(__FILE__, __LINE__, #cond);                           \
+#define CHECK(cond)                                              \
+	do {                                                     \
+		if (!(cond))                                     \
+			check_failed(__FILE__, __LINE__, #cond); \
 	} while (0)
 /* `expr` gives -1, NULL or MAP_FAILED and this errno. */
-#define CHECK_ERRNO(expr, err)                                                             \
-	do {                                                                               \
-		intptr_t check_r_;                                                         \
-		errno = 0;                                                                 \
-		check_r_ = (intptr_t)(expr);                                               \
-		if ((check_r_ != -1 && check_r_ != 0) || errno != (err))                   \
-			check_errno_failed(__FILE__, __LINE__, #expr, check_r_, err);      \
+#define CHECK_ERRNO(expr, err)                                                        \
+	do {                                                                          \
+		intptr_t check_r_;                                                    \
+		errno = 0;                                                            \
+		check_r_ = (intptr_t)(expr);                                          \
+		if ((check_r_ != -1 && check_r_ != 0) || errno != (err))              \
+			check_errno_failed(__FILE__, __LINE__, #expr, check_r_, err); \
 	} while (0)
 /* Both give the same result class (failed or not) and the same errno. */
-#define CHECK_SAME_ERRNO(expr, kernel)                                                     \
-	do {                                                                               \
-		int ours_, theirs_;                                                        \
-		errno = 0;                                                                 \
-		ours_ = (intptr_t)(expr) == -1 ? errno : 0;                                \
-		errno = 0;                                                                 \
-		theirs_ = (intptr_t)(kernel) == -1 ? errno : 0;                            \
-		if (ours_ != theirs_)                                                      \
-			check_same_failed(__FILE__, __LINE__, #expr, ours_, theirs_);      \
+#define CHECK_SAME_ERRNO(expr, kernel)                                                \
+	do {                                                                          \
+		int ours_, theirs_;                                                   \
+		errno = 0;                                                            \
+		ours_ = (intptr_t)(expr) == -1 ? errno : 0;                           \
+		errno = 0;                                                            \
+		theirs_ = (intptr_t)(kernel) == -1 ? errno : 0;                       \
+		if (ours_ != theirs_)                                                 \
+			check_same_failed(__FILE__, __LINE__, #expr, ours_, theirs_); \
 	} while (0)
-#define CHECK_OK(expr)                                                                     \
-	do {                                                                               \
-		errno = 0;                                                                 \
-		if ((expr) != 0)                                                           \
-			check_errno_failed(__FILE__, __LINE__, #expr, -1, 0);              \
+#define CHECK_OK(expr)                                                        \
+	do {                                                                  \
+		errno = 0;                                                    \
+		if ((expr) != 0)                                              \
+			check_errno_failed(__FILE__, __LINE__, #expr, -1, 0); \
 	} while (0)
 
 void check_failed(const char *file, int line, const char *what) __attribute__((noreturn));

@@ -149,15 +149,21 @@ static void show_log(struct test_daemon *d)
 {
 	daemon_read_log(d);
 	if (d->log)
-		fprintf(stderr, "---- log of the daemon ----\n%s---------------------------\n", d->log);
+		fprintf(stderr, "---- log of the daemon ----\n%s---------------------------\n",
+			d->log);
 }
 
 /* What no daemon should ever say. */
 static const char *alarming_line(struct test_daemon *d)
 {
 	static const char *const always[] = {
-		"BUG", "damaged", "runtime error:", "AddressSanitizer", "ThreadSanitizer",
-		"LeakSanitizer", "lock order",
+		"BUG",
+		"damaged",
+		"runtime error:",
+		"AddressSanitizer",
+		"ThreadSanitizer",
+		"LeakSanitizer",
+		"lock order",
 	};
 
 	for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++)
@@ -336,8 +342,7 @@ void expect_all_frames_back(struct test_daemon *d)
 		free(clients);
 		free(segments);
 		fail_msg("MemFree is %llu kB, it was %llu kB",
-			 (unsigned long long)daemon_free_kb(d),
-			 (unsigned long long)d->free_before);
+			 (unsigned long long)daemon_free_kb(d), (unsigned long long)d->free_before);
 	}
 	assert_int_equal(daemon_free_kb(d), d->free_before);
 	check = daemon_read(d, CHECK_PATH);

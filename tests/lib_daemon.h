@@ -38,11 +38,11 @@
 #define SEGMENTS_PATH "sys/kernel/mm/arena/segments"
 
 struct test_daemon {
-	char dir[64];         /* below $TMPDIR, searchable by every uid */
+	char dir[64]; /* below $TMPDIR, searchable by every uid */
 	char socket[96];
-	pid_t pid;            /* 0: not running */
-	int log_fd;           /* the daemon's stderr */
-	char *log;            /* all of it that was read, NUL-terminated */
+	pid_t pid;  /* 0: not running */
+	int log_fd; /* the daemon's stderr */
+	char *log;  /* all of it that was read, NUL-terminated */
 	size_t log_len, log_size;
 	bool expect_warnings; /* level 4 lines are no reason to fail daemon_stop() */
 	bool expect_errors;   /* level 3 lines are not, either */

@@ -312,7 +312,8 @@ bool wire_attach(struct wire_client *c)
 	free(reply);
 	if (r || c->nr_fds != 4)
 		return false;
-	c->channel = mmap(NULL, ARENA_CHANNEL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, c->fds[1], 0);
+	c->channel =
+		mmap(NULL, ARENA_CHANNEL_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, c->fds[1], 0);
 	if (c->channel == MAP_FAILED)
 		c->channel = NULL;
 	return c->channel != NULL;

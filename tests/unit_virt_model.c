@@ -379,8 +379,8 @@ static void op_truncate(struct mclient *mc)
 	size = chance(50)   ? PAGE(below(MAX_OBJECT_PAGES))
 	       : chance(50) ? LEAF(below(6))
 			    : below(MAX_OBJECT_PAGES * NR_WORDS) * WORD_STEP;
-	*(wait ? wait : &w.wait[slot]) = wait ? (struct flush_wait){.done = wait_done}
-					      : w.wait[slot];
+	if (wait)
+		*wait = (struct flush_wait){.done = wait_done};
 	r = mm_truncate_segment(mc->c->mm, h->handle, (int64_t)size, wait);
 	assert_int_equal(r, h->writable ? 0 : ARENA_E_INVALID);
 	if (!r)

@@ -51,10 +51,10 @@ struct pcp {
 
 struct domain_zone {
 	struct free_list list[NR_ORDERS][NR_MIGRATETYPES][NR_CONTENTS];
-	uint64_t zeroed_pages; /* known zero, in blocks of order >= 9 */
+	uint64_t zeroed_pages;   /* known zero, in blocks of order >= 9 */
 	uint64_t isolated_pages; /* set aside by kzerod */
-	pfn_t next_claim; /* the block that would continue the last one claimed */
-	struct pcp *pcp[]; /* by CPU, NULL until used */
+	pfn_t next_claim;        /* the block that would continue the last one claimed */
+	struct pcp *pcp[];       /* by CPU, NULL until used */
 };
 
 TAILQ_HEAD(domain_list, domain);

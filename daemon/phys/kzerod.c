@@ -115,7 +115,8 @@ static void gather_unowned(struct phys *p, struct kz_batch *b, struct zone *z, u
 /* What one node lacks of its share of the pool: an allocation looks near its CPU first. */
 static uint64_t node_need(const struct phys *p, const struct domain *d, const struct node *node)
 {
-	uint64_t target = pool_target(p) / (unsigned)MAX(__builtin_popcountll(d->nodes), 1), have = 0;
+	uint64_t target = pool_target(p) / (unsigned)MAX(__builtin_popcountll(d->nodes), 1),
+		 have = 0;
 
 	for (unsigned t = 0; t < NR_ZONE_TYPES; t++) {
 		const struct domain_zone *dz = d->zone[node->zone[t].index];

@@ -133,14 +133,16 @@ static bool section_is_deferred(const struct phys *p, unsigned section, const st
 static void count_pages(struct zone *z, uint64_t present, uint64_t managed, int64_t sign)
 {
 	struct phys *p = z->phys;
+	int64_t pages = sign * (int64_t)managed;
 
-	z->present += (uint64_t)sign * present;
-	z->managed += (uint64_t)sign * managed;
-	p->managed += (uint64_t)sign * managed;
-	p->nr_unowned += (uint64_t)sign * managed;
+	/* Unsigned counters take a negative change modulo 2^64. */
+	z->present += (uint64_t)(sign * (int64_t)present);
+	z->managed += (uint64_t)pages;
+	p->managed += (uint64_t)pages;
+	p->nr_unowned += (uint64_t)pages;
 	zone_private(z)->pageblocks[MIGRATE_MOVABLE] +=
-		(uint64_t)sign * (managed >> PAGEBLOCK_ORDER);
-	zone_add_free(z, sign * (int64_t)managed);
+		(uint64_t)(sign * (int64_t)(managed >> PAGEBLOCK_ORDER));
+	zone_add_free(z, pages);
 }
 
 static void count_deferred(struct phys *p, unsigned section, struct zone *z, int64_t sign)

@@ -47,6 +47,8 @@ struct snapshot {
 	uint64_t used; /* service's clock of uses, for taking the oldest */
 };
 
+LIST_HEAD(later_list, later);
+
 struct peer {
 	struct service *service;
 	LIST_ENTRY(peer) link;         /* service's peers, or its closed ones */
@@ -65,7 +67,7 @@ struct peer {
 	uint64_t flush_seen; /* flush last asked about, and how often: see flush timer */
 	unsigned flush_asked;
 	struct snapshot snapshot[SERVICE_NR_SNAPSHOTS];
-	LIST_HEAD(, later) later; /* calls to be answered later */
+	struct later_list later; /* calls to be answered later */
 };
 
 /* A peer for a connection; takes over fd and pidfd (-1: by cred->pid), also on failure. */
@@ -178,6 +180,10 @@ bool channel_pending(const struct peer *p);
 
 /* ---- the service ----------------------------------------------------------------- */
 
+LIST_HEAD(peer_list, peer);
+TAILQ_HEAD(polled_list, peer);
+TAILQ_HEAD(finished_list, later);
+
 struct service {
 	struct machine *machine;
 	const struct service_attr_ops *attr;
@@ -186,11 +192,11 @@ struct service {
 	struct event_base *base;
 	struct event *listen_event, *listen_retry, *kzerod_event, *flush_timer;
 	struct event *signal_event[3];
-	LIST_HEAD(, peer) peers;
-	LIST_HEAD(, peer) closed; /* for service_reap() */
+	struct peer_list peers;
+	struct peer_list closed; /* for service_reap() */
 	unsigned nr_peers;
-	TAILQ_HEAD(, peer) polled;
-	TAILQ_HEAD(, later) finished;
+	struct polled_list polled;
+	struct finished_list finished;
 	bool stopping;
 	bool worked;        /* since last asked: something was served */
 	uint64_t last_call; /* when a mailbox was served last */
