@@ -365,6 +365,40 @@ static void test_connection_storm(void **state)
 	}
 }
 
+/* Refused while it maps frames, and back at once for more. */
+static void refused_and_back(struct test_daemon *d, void *arg)
+{
+	static struct wire_client c, again;
+
+	(void)arg;
+	CHECK(wire_open(&c, d->socket) && wire_attach(&c));
+	CHECK(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, c.fds[3], 0) != MAP_FAILED);
+	for (unsigned i = 0; i < 32; i++)
+		wire_send(c.fd, "nonsense", 8, NULL, 0);
+	CHECK(wire_hung_up(&c, 10000));
+	CHECK(wire_open(&again, d->socket));
+	CHECK(!wire_attach(&again));
+	wire_close(&again);
+}
+
+static void nothing_refused(struct test_daemon *d, void *arg)
+{
+	static struct wire_client c;
+
+	(void)arg;
+	CHECK(wire_open(&c, d->socket) && wire_attach(&c));
+	wire_close(&c);
+}
+
+static void test_refused_gathers_nothing(void **state)
+{
+	struct test_daemon *d = *state;
+
+	client_wait(client_start(d, refused_and_back, NULL));
+	/* It is dead, and its like are welcome. */
+	client_wait(client_start(d, nothing_refused, NULL));
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -381,6 +415,7 @@ int main(void)
 		hostile_test(test_half_open),
 		hostile_test(test_answers_not_read),
 		hostile_test(test_connection_storm),
+		hostile_test(test_refused_gathers_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

@@ -75,6 +75,17 @@ static int attach(struct call *call, struct mm *mm)
 	return 0;
 }
 
+/* Does an earlier connection of the same process, refused by us, still hold frames? */
+static bool process_was_refused(const struct peer *p)
+{
+	const struct peer *other;
+
+	LIST_FOREACH(other, &p->service->peers, link)
+		if (other->state == PEER_ORPHAN && other->refused && other->cred.pid == p->cred.pid)
+			return true;
+	return false;
+}
+
 int handle_attach(struct call *call)
 {
 	const Arena__Attach *m = call->request->attach;
@@ -93,6 +104,9 @@ int handle_attach(struct call *call)
 		return ARENA_E_BUSY;
 	/* Frames must not be given to a process whose death we would not hear of. */
 	if (p->pidfd < 0)
+		return ARENA_E_PERMISSION;
+	/* What it was refused with stays its own until it dies: it shall not gather more. */
+	if (process_was_refused(p))
 		return ARENA_E_PERMISSION;
 	if (!window_acceptable(m->window_base, m->window_size))
 		return ARENA_E_INVALID;

@@ -60,6 +60,7 @@ struct peer {
 	struct event *socket_event, *pidfd_event, *doorbell_event, *hello_timer;
 	struct mm *mm;
 	unsigned bad_messages;
+	bool refused;        /* closed by us, for what it did */
 	bool polled;         /* daemon_poll is set and the loop looks at the channel by itself */
 	uint64_t last_call;  /* when a mailbox of it was served */
 	uint64_t taken;      /* mailboxes taken out of `pending`, not served yet */

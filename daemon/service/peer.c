@@ -349,6 +349,7 @@ void peer_refuse(struct peer *p, const char *why)
 {
 	if (peer_is_closed(p))
 		return;
+	p->refused = true;
 	state_event(service_state(p->service), EV_ARENA_CLIENT_REFUSED, 1);
 	service_warn(p->service, "client %d (%s, uid %u) refused: %s", (int)p->cred.pid, p->comm,
 		     (unsigned)p->cred.uid, why);

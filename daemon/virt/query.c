@@ -101,13 +101,6 @@ void virt_get_client_counts(const struct virt *v, struct virt_client_counts *out
 	}
 }
 
-static int count_rss(struct mm *mm __unused_, uint64_t addr __unused_, struct pte_ref *ref,
-		     void *arg)
-{
-	*(uint64_t *)arg += ref->level ? ARENA_LEAF_PAGES : 1;
-	return 0;
-}
-
 static const char *vma_name(const struct vma *v)
 {
 	if (v->flags & VM_DIRECT)
@@ -132,7 +125,5 @@ bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out)
 		.object = v->object ? v->object->id : 0,
 		.name = vma_name(v),
 	};
-	/* A walk that changes nothing needs no other mm than this one. */
-	pgtable_walk((struct mm *)(uintptr_t)mm, v->start, v->end, count_rss, &out->rss);
 	return true;
 }

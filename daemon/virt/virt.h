@@ -95,7 +95,6 @@ struct vma_info {
 	uint32_t object; /* id: shown as the inode; 0 none */
 	const char *
 		name; /* segment's name, "[direct]", "[heap]", or NULL; valid until the next call */
-	uint64_t rss; /* pages present */
 };
 /* The first VMA that ends above `from`; false at the end. Go on with from = out->end. */
 bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out);
