@@ -291,6 +291,7 @@ static void test_debt_sleeps(void **state)
 	Arena__Populate populate = ARENA__POPULATE__INIT;
 	Arena__Munmap munmap = ARENA__MUNMAP__INIT;
 	unsigned long before;
+	unsigned woken = 0;
 
 	(void)state;
 	rq.call_case = ARENA__REQUEST__CALL_MMAP;
@@ -307,11 +308,12 @@ static void test_debt_sleeps(void **state)
 	rq.call_case = ARENA__REQUEST__CALL_MUNMAP;
 	rq.munmap = &munmap;
 	assert_int_not_equal(packet_call(l, &rq)->flush_seq, 0);
-	/* After 5 and 50 ms the flush thread, if there were one, is woken; then no more. */
+	/* After 5 and 50 ms the flush thread, if there were one, is woken; then no more. On a busy
+	 * machine the first may be over before this thread waits for it. */
 	for (unsigned asked = 0; asked < 2; asked++)
-		assert_int_equal(os_futex_wait(&l->channel->flush_word,
-					       (uint32_t)l->channel->flush_head, NSEC_PER_SEC),
-				 0);
+		woken += os_futex_wait(&l->channel->flush_word, (uint32_t)l->channel->flush_head,
+				       NSEC_PER_SEC) == 0;
+	assert_in_range(woken, 1, 2);
 	assert_int_equal(load_relaxed(&l->channel->flush_kick), 1);
 	await_quiet();
 	before = wakeups();
