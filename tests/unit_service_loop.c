@@ -39,7 +39,8 @@ static void serve(int fd)
 	machine_config_init(&config);
 	config.arena_size = 64 * MIB;
 	config.hugepages = false;
-	config.zero_pool = 0; /* kzerod wakes the loop when it gets to run: here only calls should */
+	config.zero_pool =
+		0; /* kzerod wakes the loop when it gets to run: here only calls should */
 	if (machine_boot(&machine, &config, err, sizeof(err)) ||
 	    service_create(&params, &service) || service_catch_signals(service) ||
 	    service_run(service))
