@@ -192,6 +192,8 @@ install: all
 	echo "$$pkgconfig" > $(I)/lib/pkgconfig/libarena.pc
 	install -m 644 include/arena/arena.h $(I)/include/arena
 	install -m 644 $(wildcard $(DOCS)) $(I)/share/doc/arenad
+	@# Programs find a new library below /usr/local only after this; a package has its own way.
+	@if test -z "$(DESTDIR)" && test "$$(id -u)" -eq 0; then PATH="$$PATH:/sbin" ldconfig; fi
 
 uninstall:
 	rm -f $(I)/bin/arenad $(I)/bin/arenactl $(I)/lib/libarena.so.$(VERSION) $(I)/lib/$(SONAME) \
@@ -208,12 +210,12 @@ clean:
 
 help:
 	@echo 'make                 programs and libraries, optimised, below build/'
-	@echo 'make run             start the daemon in the foreground'
+	@echo 'make run             a demonstration: a daemon, clients, its status; FILES="a b" counts yours'
 	@echo 'make test            build everything and run all tests'
 	@echo 'make test-ROOM       the unit tests of one room (base, numa, sync, phys, virt, ...)'
 	@echo 'make room-ROOM       the archive of one room'
-	@echo 'make soak            random load until something breaks'
-	@echo 'make bench           measure'
+	@echo 'make soak            random load, SOAK_MINUTES long (30)'
+	@echo 'make bench           measure; BENCH_ARGS=--quick only shows that it runs'
 	@echo 'make lint            format, static analysis, include order of the rooms'
 	@echo 'make format          format all sources in place'
 	@echo 'make fuzz            fuzz targets below build/fuzz/ (clang)'

@@ -88,6 +88,11 @@ for test in "${daemons[@]}" "${shells[@]}"; do
 	run_one "$test"
 done
 
+if [ $((${#units[@]} + ${#daemons[@]} + ${#shells[@]})) -eq 0 ]; then
+	echo "no test has a name like '$pattern'"
+	exit 1
+fi
+
 passed=0 failed=0 skipped=0
 for test in "${units[@]}" "${daemons[@]}" "${shells[@]}"; do
 	case $(cat "$log/$(basename "$test" .sh).verdict" 2>/dev/null) in

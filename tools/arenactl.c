@@ -105,7 +105,10 @@ static int verb_maps(struct ctl *c, char **args)
 enum option_key { KEY_SOCKET = 's', KEY_JSON = 256, KEY_CHECK, KEY_ROOT };
 
 static const struct argp_option options[] = {
-	{"socket", KEY_SOCKET, "PATH", 0, "the daemon's socket (default: $ARENAD_SOCKET)", 0},
+	{"socket", KEY_SOCKET, "PATH", 0,
+	 "the daemon's socket (default: $ARENAD_SOCKET; else /run/arenad/socket, if it is there; "
+	 "else that of this user's daemon)",
+	 0},
 	{"json", KEY_JSON, NULL, 0, "status: one JSON object", 0},
 	{"check", KEY_CHECK, NULL, 0, "host-setup: change nothing", 0},
 	{"root", KEY_ROOT, "DIR", 0, "host-setup: act on the system below DIR", 0},

@@ -108,6 +108,9 @@ static void put_clients_sum(struct show *s)
 
 static void put_events(struct show *s)
 {
+	/* What owes nothing is not looked at otherwise; the counts below should be of this moment. */
+	for (struct mm *mm = mm_next(s->virt, NULL); mm; mm = mm_next(s->virt, mm))
+		mm_flush_collect(mm);
 	put_event(s, "faults", EV_PGFAULT);
 	put_bytes(s, "fill_ahead_bytes", phys_state(s->phys)->counters[EV_ARENA_FILL_AHEAD]);
 	put_event(s, "flushes_posted", EV_ARENA_FLUSH_POSTED);

@@ -288,7 +288,10 @@ static void ini_mistake(struct ini *ini, int result, const char *what)
 {
 	if (ini->result)
 		return;
-	snprintf(ini->err, ini->err_size, "%s:%u: %s", ini->path, ini->line, what);
+	if (ini->line)
+		snprintf(ini->err, ini->err_size, "%s:%u: %s", ini->path, ini->line, what);
+	else /* it could not be read at all */
+		snprintf(ini->err, ini->err_size, "%s: %s", ini->path, what);
 	ini->result = result;
 }
 
