@@ -114,27 +114,51 @@ static int lost(struct arena *a, int r)
 	return r == -EPIPE || r == 0 ? -ECONNRESET : r;
 }
 
-static ssize_t send_and_receive(struct arena *a, struct sock_buffer *b, size_t len, int *fds,
-				unsigned max_fds, unsigned *nr_fds)
-{
-	ssize_t n;
-	int r;
-
-	if (load_acquire(&a->dead))
-		return -ECONNRESET;
-	r = frame_send(a->sock, b->packet, len, NULL, 0);
-	if (r < 0)
-		return lost(a, r);
-	n = frame_recv(a->sock, b->packet, sizeof(b->packet), fds, max_fds, nr_fds, 0);
-	return n <= 0 ? lost(a, (int)n) : n;
-}
-
 static void close_all(const int *fds, unsigned *nr)
 {
 	for (unsigned i = 0; nr && i < *nr; i++)
 		close(fds[i]);
 	if (nr)
 		*nr = 0;
+}
+
+/*
+ * Keep room for what the reply may bring: where the descriptor table is full the call must fail
+ * before the daemon has done it, for a descriptor that finds no place is gone.
+ */
+static int hold_fds(const struct arena *a, int *held, unsigned nr, unsigned *nr_held)
+{
+	for (*nr_held = 0; *nr_held < nr; ++*nr_held) {
+		held[*nr_held] = fcntl(a->sock, F_DUPFD_CLOEXEC, 0);
+		if (held[*nr_held] < 0) {
+			int r = errno == EMFILE ? -EMFILE : -ECONNRESET;
+
+			close_all(held, nr_held);
+			return r;
+		}
+	}
+	return 0;
+}
+
+static ssize_t send_and_receive(struct arena *a, struct sock_buffer *b, size_t len, int *fds,
+				unsigned max_fds, unsigned *nr_fds)
+{
+	int held[ARENA_SOCKET_MAX_FDS];
+	unsigned nr_held;
+	ssize_t n;
+	int r;
+
+	if (load_acquire(&a->dead))
+		return -ECONNRESET;
+	r = hold_fds(a, held, max_fds, &nr_held);
+	if (r < 0)
+		return r == -EMFILE ? r : lost(a, r);
+	r = frame_send(a->sock, b->packet, len, NULL, 0);
+	close_all(held, &nr_held);
+	if (r < 0)
+		return lost(a, r);
+	n = frame_recv(a->sock, b->packet, sizeof(b->packet), fds, max_fds, nr_fds, 0);
+	return n <= 0 ? lost(a, (int)n) : n;
 }
 
 int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,

@@ -36,14 +36,18 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 }
 static_assert(ARENA_NR_MAILBOXES == 64, "a bit of one word per mailbox");
 
-/* poll(2) goes straight to the kernel: the C library's is a cancellation point. */
+/*
+ * poll(2) goes straight to the kernel: the C library's is a cancellation point. A program that has
+ * closed all descriptors has hung up itself (POLLNVAL).
+ */
 static bool daemon_gone(struct arena *a)
 {
 	struct pollfd p = {.fd = a->sock, .events = POLLRDHUP};
 
 	if (load_acquire(&a->dead))
 		return true;
-	if (syscall(SYS_poll, &p, 1, 0) != 1 || !(p.revents & (POLLHUP | POLLRDHUP | POLLERR)))
+	if (syscall(SYS_poll, &p, 1, 0) != 1 ||
+	    !(p.revents & (POLLHUP | POLLRDHUP | POLLERR | POLLNVAL)))
 		return false;
 	store_release(&a->dead, 1);
 	return true;

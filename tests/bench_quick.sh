@@ -12,7 +12,7 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/bench-quick.XXXXXX")
 trap 'rm -rf "$dir"' EXIT
 
 if ! test -x "$bench"; then
-	echo "$bench is not built"
+	echo "$bench is not built (sanitizer builds leave it out)"
 	exit 77
 fi
 

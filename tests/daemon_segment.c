@@ -6,7 +6,9 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "tests/lib_client.h"
 
@@ -212,6 +214,59 @@ static void do_umask(struct test_daemon *d, void *arg)
 static void test_umask(void **state)
 {
 	client_run(*state, do_umask, NULL);
+}
+
+/* ---- without descriptors ------------------------------------------------------------------- */
+
+/* A segment that would need one too many is EMFILE and no more than that. */
+static void do_full_table(struct test_daemon *d, void *arg)
+{
+	arena_t *a = client_open(d);
+	struct rlimit limit;
+	char *p = client_map(a, PAGE);
+	int last, fd;
+
+	(void)arg;
+	*p = 1;
+	CHECK_OK(getrlimit(RLIMIT_NOFILE, &limit));
+	last = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	CHECK(last >= 0);
+	limit.rlim_cur = (rlim_t)last + 1;
+	CHECK_OK(setrlimit(RLIMIT_NOFILE, &limit));
+	while ((fd = dup(last)) >= 0)
+		;
+	/* For others to open: an arena file of its own. */
+	CHECK(!arena_shm_open(a, NAME, O_RDWR | O_CREAT | O_EXCL, 0666) && errno == EMFILE);
+	CHECK_OK(arena_null(a));
+	close(last);
+	arena_shm_close(client_shm(a, NAME, O_RDWR | O_CREAT | O_EXCL, 0666));
+	CHECK_OK(arena_shm_unlink(a, NAME));
+	arena_close(a);
+}
+
+/* As daemons do when they start. The arena is lost with its socket, and says so. */
+static void do_close_all(struct test_daemon *d, void *arg)
+{
+	arena_t *a = client_open(d);
+	char *p = client_map(a, PAGE);
+
+	(void)arg;
+	*p = 1;
+	closefrom(3);
+	CHECK(arena_null(a) == -1 && errno == ECONNRESET);
+	CHECK(!arena_shm_open(a, NAME, O_RDWR | O_CREAT, 0600) && errno == ECONNRESET);
+	CHECK(*p == 1);
+	arena_close(a);
+	a = client_open(d);
+	p = client_map(a, PAGE);
+	*p = 1;
+	arena_close(a);
+}
+
+static void test_no_descriptors(void **state)
+{
+	client_run(*state, do_full_table, NULL);
+	client_run(*state, do_close_all, NULL);
 }
 
 /* ---- several mappings ---------------------------------------------------------------------- */
@@ -505,6 +560,7 @@ int main(void)
 		daemon_test(test_several_maps),   daemon_test(test_shrink),
 		daemon_test(test_odd_sizes),      daemon_test(test_persistence),
 		daemon_test(test_last_close),     daemon_test(test_counting),
+		daemon_test(test_no_descriptors),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);
