@@ -303,8 +303,8 @@ static int expect_open(const struct mclient *mc, const struct mobject *o, int of
 {
 	bool write = oflag & O_RDWR;
 
-	if ((oflag & O_TRUNC) && !write)
-		return ARENA_E_INVALID;
+	/* As open(2): truncating takes the right to write, however it is opened. */
+	write |= (oflag & O_TRUNC) != 0;
 	if (o && (oflag & O_CREAT) && (oflag & O_EXCL))
 		return ARENA_E_EXISTS;
 	if (!o && !(oflag & O_CREAT))

@@ -9,8 +9,6 @@
 
 #include <sys/mman.h>
 
-#define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
-
 /* A CPU number is a hint of the client's: whatever it says, it is one of ours. */
 static unsigned call_cpu(const struct call *call, uint32_t cpu)
 {
@@ -93,10 +91,8 @@ int handle_mprotect(struct call *call)
 	const Arena__Mprotect *m = call->request->mprotect;
 	uint64_t len = m->length;
 
-	if (!page_aligned(m->address) || (m->prot & ~PROT_ALL))
+	if (!page_aligned(m->address))
 		return ARENA_E_INVALID;
-	if (!len)
-		return 0;
 	if (!round_range(m->address, &len))
 		return ARENA_E_NO_MEMORY;
 	return vm_mprotect(call->peer->mm, m->address, len, m->prot);

@@ -62,8 +62,9 @@ int handle_shm_open(struct call *call)
 
 	if (r)
 		return r;
-	if ((open.oflag & ~OPEN_FLAGS) ||
-	    ((open.oflag & O_ACCMODE) != O_RDONLY && (open.oflag & O_ACCMODE) != O_RDWR))
+	/* Other flags of open(2) mean nothing here, as they mean nothing to shm_open(3). */
+	open.oflag &= OPEN_FLAGS;
+	if ((open.oflag & O_ACCMODE) != O_RDONLY && (open.oflag & O_ACCMODE) != O_RDWR)
 		return ARENA_E_INVALID;
 	r = mm_open_segment(p->mm, &p->cred, &open);
 	if (r)
@@ -112,6 +113,9 @@ int handle_shm_unlink(struct call *call)
 	const char *name = call->request->shm_unlink->name;
 	int r = check_name(&name);
 
+	/* What cannot be a name is nobody's. */
+	if (r == ARENA_E_INVALID)
+		return ARENA_E_NOT_FOUND;
 	return r ? r : segment_unlink(p->service->machine->virt, &p->cred, name);
 }
 

@@ -10,6 +10,8 @@
 #include "daemon/virt/internal.h"
 
 #define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
+/* <linux/mman.h>: the page may hold atomic operations; means nothing on x86. */
+#define PROT_SEM 0x8
 #define MAP_FLAGS_UNSUPPORTED (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB | MAP_32BIT)
 
 /* [addr, addr + len) rounded up to pages, inside the window and outside the direct map. */
@@ -230,22 +232,26 @@ static int protect_vma(struct vma *v, uint32_t prot)
 
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot)
 {
-	uint64_t end, at = addr;
+	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), at = addr;
 	struct vma *v;
 	int r;
 
 	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (prot & ~(uint32_t)PROT_ALL))
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE))
 		return ARENA_E_INVALID;
 	if (!len)
 		return 0;
-	r = range_check(mm, addr, len, &end);
-	if (r)
-		return direct_contains(mm, addr, addr + 1) ? r : ARENA_E_NOT_MAPPED;
+	if (!range_ok(addr, len) || end <= addr)
+		return ARENA_E_NOT_MAPPED;
+	if (prot & ~(uint32_t)(PROT_ALL | PROT_SEM))
+		return ARENA_E_INVALID;
+	prot &= PROT_ALL;
 	while (at < end) {
 		v = vma_find(mm, at);
 		if (!v || v->start > at)
 			return ARENA_E_NOT_MAPPED;
+		if (v->flags & VM_DIRECT)
+			return ARENA_E_INVALID;
 		if ((prot & PROT_WRITE) && !(v->flags & VM_MAYWRITE))
 			return ARENA_E_ACCESS;
 		if (v->prot == prot) {
@@ -312,7 +318,7 @@ static int advise_range(struct mm *mm, struct vma *v, uint64_t start, uint64_t e
 
 int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu)
 {
-	uint64_t end, at = addr;
+	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), at = addr;
 	bool hole = false;
 	int r;
 
@@ -320,13 +326,8 @@ int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned 
 	(void)cpu;
 	if (advice != MADV_DONTNEED && advice != MADV_WILLNEED && !find_advice(advice))
 		return ARENA_E_INVALID;
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || addr + len < addr)
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || addr + len < addr || end < addr)
 		return ARENA_E_INVALID;
-	if (!len)
-		return 0;
-	r = range_check(mm, addr, len, &end);
-	if (r)
-		return direct_contains(mm, addr, addr + 1) ? r : ARENA_E_NOT_MAPPED;
 	while (at < end) {
 		struct vma *v = vma_find(mm, at);
 		uint64_t stop;
@@ -339,6 +340,8 @@ int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned 
 			hole = true;
 			at = v->start;
 		}
+		if (v->flags & VM_DIRECT)
+			return ARENA_E_INVALID;
 		stop = MIN(end, v->end);
 		r = advise_range(mm, v, at, stop, advice);
 		if (r)

@@ -111,14 +111,13 @@ int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segmen
 	int r;
 
 	CONTROL_THREAD();
-	if ((!write && (open->oflag & O_ACCMODE) != O_RDONLY) ||
-	    ((open->oflag & O_TRUNC) && !write))
+	if (!write && (open->oflag & O_ACCMODE) != O_RDONLY)
 		return ARENA_E_INVALID;
 	if (o && (open->oflag & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
 		return ARENA_E_EXISTS;
 	if (!o && !(open->oflag & O_CREAT))
 		return ARENA_E_NOT_FOUND;
-	if (o && !permitted(o->record, cred, write ? 6 : 4))
+	if (o && !permitted(o->record, cred, write || (open->oflag & O_TRUNC) ? 6 : 4))
 		return ARENA_E_ACCESS;
 	r = handle_alloc(mm, &open->handle);
 	if (!r && !o)
