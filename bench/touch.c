@@ -181,11 +181,13 @@ void bench_touch(const struct bench *b)
 		series_add(thp, touch_once(NULL, b->touch_bytes, MADV_HUGEPAGE));
 	}
 	for (unsigned i = 0; i < b->runs; i++) {
-		say("touch: not ready and 4 KiB, run %u of %u", i + 1, b->runs);
+		say("touch: not ready and kernel, run %u of %u", i + 1, b->runs);
 		unready_once(b, fresh, recycled);
 		series_add(thp_again, touch_once(NULL, b->touch_bytes, MADV_HUGEPAGE));
-		series_add(small, touch_once(NULL, b->touch_bytes, MADV_NOHUGEPAGE));
 	}
+	/* Last, because it leaves the host's memory in small pieces. */
+	for (unsigned i = 0; i < b->runs; i++)
+		series_add(small, touch_once(NULL, b->touch_bytes, MADV_NOHUGEPAGE));
 	child_go(&keeper);
 	child_end(&keeper, NULL);
 	daemon_stop(&d);

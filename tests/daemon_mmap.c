@@ -498,7 +498,7 @@ static void do_protect_errors(struct test_daemon *d, void *arg)
 	CHECK(try_write(p, NULL) == SIGSEGV);
 	CHECK_ERRNO(arena_mprotect(a, p, (size_t)1 << 63, RW), ENOMEM);
 	CHECK(try_write(p, NULL) == 0);
-	CHECK_SAME_ERRNO(arena_mprotect(a, p, 0, -1), k_mprotect(k, 0, -1));
+	CHECK_SAME_ERRNO(arena_mprotect(a, p, 0, 0x40), k_mprotect(k, 0, 0x40));
 	CHECK_SAME_ERRNO(arena_mprotect(a, p, PAGE, 0x8), k_mprotect(k, PAGE, 0x8));
 	CHECK_OK(arena_mprotect(a, p, PAGE, RW));
 	CHECK_ERRNO(arena_madvise(a, p, (size_t)1 << 63, MADV_NORMAL), ENOMEM);
