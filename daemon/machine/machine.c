@@ -19,25 +19,10 @@
 #include "base/os.h"
 #include "base/parse.h"
 #include "base/truth.h"
+#include "base/why.h"
 #include "daemon/machine/config.h"
 
 #define PAGEBLOCK_BYTES ((uint64_t)PAGEBLOCK_PAGES << ARENA_PAGE_SHIFT)
-
-/* Where a step writes its one line. */
-struct why {
-	char *text;
-	size_t size;
-};
-
-static int __printf_(3, 4) fail(const struct why *why, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(why->text, why->size, fmt, ap);
-	va_end(ap);
-	return r;
-}
 
 /* ---- configuration --------------------------------------------------------------- */
 

@@ -26,25 +26,11 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "base/util.h"
+#include "base/why.h"
 
 #define LOCK_SUFFIX ".lock"
 #define NEW_SUFFIX ".new"
 #define BACKLOG 128
-
-struct why {
-	char *text;
-	size_t size;
-};
-
-static int __printf_(3, 4) fail(const struct why *why, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(why->text, why->size, fmt, ap);
-	va_end(ap);
-	return r;
-}
 
 static char *join(const char *path, const char *suffix)
 {
