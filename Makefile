@@ -58,7 +58,7 @@ ALL_CPPFLAGS = -D_GNU_SOURCE -Iinclude -I. -I$(B)/gen $(if $(filter 1,$(DEBUG)),
 	$(CPPFLAGS)
 ALL_CFLAGS = -std=gnu11 -fPIC -pthread $(CFLAGS) $(SANFLAGS)
 ALL_LDFLAGS = -pthread -Wl,--as-needed $(SANFLAGS) $(LDFLAGS)
-LIBS := -levent -lprotobuf-c -linih -lnuma
+LIBS := -levent -lprotobuf-c -linih -lnuma -lsystemd
 
 # ---- what the build needs is there before anything is compiled ----
 
@@ -90,7 +90,7 @@ add_room = $(eval $(call room_rules,$(1),$(2)))
 
 # Lowest first. A room's unit tests link the archives up to it, so that a call upward fails; proto
 # stands beside and joins where messages are spoken.
-ROOM_ORDER := base numa sync phys virt machine service files
+ROOM_ORDER := base numa sync store phys virt machine service files
 PROTO_ROOMS := proto machine service files
 rooms_to = $(if $(filter $(1),$(ROOM_ORDER)),$(call take_to,$(1),$(ROOM_ORDER)),base)
 take_to = $(firstword $(2)) $(if $(filter-out $(1),$(firstword $(2))),$(call take_to,$(1),$(wordlist 2,99,$(2))))
@@ -107,7 +107,7 @@ SHELL_TESTS :=
 BENCHES :=
 
 include base/room.mk proto/room.mk numa/room.mk
-include daemon/sync/room.mk daemon/phys/room.mk daemon/virt/room.mk
+include daemon/sync/room.mk daemon/store/room.mk daemon/phys/room.mk daemon/virt/room.mk
 include daemon/machine/room.mk daemon/service/room.mk daemon/files/room.mk
 include libclient/room.mk daemon/room.mk tools/room.mk examples/room.mk
 include tests/room.mk bench/room.mk fuzz/room.mk

@@ -3,21 +3,21 @@
 #
 # Checks the house rule that a room includes only rooms before it:
 #
-#     include, base, proto, numa, sync, phys, virt, machine, service, files, the daemon's main
+#     include, base, proto, numa, sync, store, phys, virt, machine, service, files, the daemon's main
 #
 # libclient and its tests see include, base, proto and numa; tools and examples see
 # include/arena/arena.h, and tools base/ besides. Prints each line that breaks it; 1 if any does.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
-declare -A rank=([base]=1 [proto]=2 [numa]=3 [daemon/sync]=4 [daemon/phys]=5 [daemon/virt]=6
-	[daemon/machine]=7 [daemon/service]=8 [daemon/files]=9)
+declare -A rank=([base]=1 [proto]=2 [numa]=3 [daemon/sync]=4 [daemon/store]=5 [daemon/phys]=6
+	[daemon/virt]=7 [daemon/machine]=8 [daemon/service]=9 [daemon/files]=10)
 
 # The rank of the room that a path lies in; 0 for include/ and for what is no room's.
 rank_of() {
 	local room=${1%/*}
 	if [ "$room" = daemon ]; then
-		echo 10
+		echo 11
 	else
 		echo "${rank[$room]:-0}"
 	fi

@@ -28,6 +28,9 @@ static void region_sizes(const struct state_params *params, uint64_t size[NR_STA
 	uint64_t blocks = (params->nr_frames + PAGEBLOCK_PAGES - 1) / PAGEBLOCK_PAGES;
 	uint64_t sections = (params->nr_frames + params->section_pages - 1) / params->section_pages;
 
+	size[STATE_GEOMETRY] = sizeof(struct state_geometry);
+	size[STATE_JOURNAL] = sizeof(struct call_journal);
+	size[STATE_NAMES] = (uint64_t)(NR_EVENTS + NR_TUNABLES) * STATE_NAME_SIZE;
 	size[STATE_COUNTERS] = NR_EVENTS * sizeof(uint64_t);
 	size[STATE_TUNABLES] = NR_TUNABLES * sizeof(uint64_t);
 	size[STATE_DOMAINS] = STATE_MAX_DOMAINS * sizeof(struct domain_record);
@@ -43,6 +46,9 @@ static void state_set_pointers(struct state *s)
 	char *base = s->base;
 	const struct state_header *h = s->header;
 
+	s->geometry = (struct state_geometry *)(void *)(base + h->region[STATE_GEOMETRY].offset);
+	s->journal = (struct call_journal *)(void *)(base + h->region[STATE_JOURNAL].offset);
+	s->names = (char(*)[STATE_NAME_SIZE])(base + h->region[STATE_NAMES].offset);
 	s->counters = (uint64_t *)(void *)(base + h->region[STATE_COUNTERS].offset);
 	s->tunables = (uint64_t *)(void *)(base + h->region[STATE_TUNABLES].offset);
 	s->domains = (struct domain_record *)(void *)(base + h->region[STATE_DOMAINS].offset);
@@ -56,13 +62,17 @@ static void state_set_pointers(struct state *s)
 int state_create(const struct state_params *params, struct state *s)
 {
 	struct state_header header = {
-		.version = STATE_VERSION,
+		.major = STATE_MAJOR,
+		.minor = STATE_MINOR,
+		.nr_counters = NR_EVENTS,
+		.nr_tunables = NR_TUNABLES,
 		.nr_nodes = params->nr_nodes,
 		.nr_frames = params->nr_frames,
 		.section_pages = params->section_pages,
 		.next_domain = 1,
 		.next_object = 1,
 		.next_mm = 1,
+		.next_peer = 1,
 	};
 	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
 	int r;
@@ -107,7 +117,7 @@ bool state_is_valid(const struct state *s)
 
 	if (!s->base || (const void *)h != s->base)
 		return false;
-	if (h->magic != STATE_MAGIC || h->version != STATE_VERSION)
+	if (h->magic != STATE_MAGIC || h->major != STATE_MAJOR)
 		return false;
 	if (!h->nr_frames || h->nr_frames >= PFN_NONE)
 		return false;

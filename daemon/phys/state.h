@@ -5,6 +5,9 @@
  *     0          +--------------------------------+
  *                | struct state_header            |  region table, boot parameters
  *     region[0]  +--------------------------------+
+ *                | geometry  struct state_geometry|  nodes, zones, distances, reserved ranges
+ *                | journal    struct call_journal |  the call in progress
+ *                | names       of counters, then of tunables: char[STATE_NAME_SIZE] each
  *                | counters       (uint64_t each) |
  *                | tunables       (uint64_t each) |
  *                | domains        struct domain_record
@@ -29,9 +32,19 @@ typedef uint32_t pfn_t;
 #define PFN_NONE UINT32_MAX
 
 #define STATE_MAGIC UINT64_C(0x317473616e657261) /* "arenast1" */
-#define STATE_VERSION 1u
+/*
+ * A worker takes over a file of its own major, whatever the minor: what an older one has not is as
+ * if zero, and tables are matched by name (names region) or grown (migration copies the file). A
+ * file of another major is refused.
+ */
+#define STATE_MAJOR 1u
+#define STATE_MINOR 0u
+#define STATE_NAME_SIZE 64
 
 enum state_region {
+	STATE_GEOMETRY,
+	STATE_JOURNAL,
+	STATE_NAMES,
 	STATE_COUNTERS,
 	STATE_TUNABLES,
 	STATE_DOMAINS,
@@ -45,17 +58,70 @@ enum state_region {
 
 struct state_header {
 	uint64_t magic;
-	uint32_t version;
+	uint32_t major, minor;
+	uint32_t nr_counters, nr_tunables; /* of the binary that made the file */
 	uint32_t nr_nodes;
+	uint32_t epoch;     /* workers that served this state before this one: 0, 1, ... */
 	uint64_t nr_frames; /* pfns are below this */
 	uint64_t section_pages;
 	struct {
 		uint64_t offset, size;
 	} region[NR_STATE_REGIONS];
-	uint32_t next_domain, next_object, next_mm; /* ids are never used twice */
+	uint32_t next_domain, next_object, next_mm, next_peer; /* ids are never used twice */
+	/*
+	 * Whose call is being served, so that a call that ends every worker which serves it ends
+	 * its client instead after a few: peer << 8 | mailbox, or 0; and how many workers died in it.
+	 */
+	uint64_t serving;
+	uint64_t serving_id;
+	uint32_t serving_deaths;
 	uint32_t reserved;
 };
 static_assert(sizeof(struct state_header) <= 4096, "state header");
+
+/* What configuration said when the state was made: a new worker goes by this. */
+struct state_geometry {
+	uint32_t nr_nodes, nr_cpus;
+	uint32_t simulated, nr_reserved;
+	struct {
+		uint64_t base, size; /* bytes */
+	} reserved[16];
+	struct {
+		uint32_t start, zone_end[3]; /* pfns */
+	} node[64];
+	uint8_t distance[64][64];
+	uint8_t cpu_node[1024];
+};
+
+/*
+ * The call being served, if its outcome cannot be told from the truth alone or may not come about
+ * twice (mmap, shm_open, alloc_pages, ...). One record: the control thread serves one call at a
+ * time and answers it before it takes the next.
+ *
+ *	NONE -> BEGUN      who calls; nothing of the call has been done
+ *	BEGUN -> PREPARED  what the call will do (arg[]) is decided; from here on it may be half done
+ *	-> DONE            the reply is here; it may have been delivered or not
+ *	-> NONE            delivered
+ *
+ * A new worker that finds BEGUN serves the call from the start; PREPARED: the method decides by
+ * arg[] and the rebuilt indexes whether it was done (then it answers) or not (then undo, serve
+ * again); DONE: it delivers the reply again where it may not have been.
+ */
+enum journal_phase { JOURNAL_NONE, JOURNAL_BEGUN, JOURNAL_PREPARED, JOURNAL_DONE };
+#define JOURNAL_ARGS 6
+#define JOURNAL_REPLY_MAX 1008u
+
+struct call_journal {
+	uint32_t phase; /* enum journal_phase, stored last */
+	uint32_t peer;
+	uint32_t mailbox; /* UINT32_MAX: the socket */
+	uint32_t method;  /* case of the request */
+	uint64_t request_id;
+	uint64_t arg[JOURNAL_ARGS];
+	uint32_t reply_len;
+	uint32_t reserved;
+	uint8_t reply[JOURNAL_REPLY_MAX];
+};
 
 /* ---- struct page: the truth about one frame ------------------------------------------- */
 
@@ -164,7 +230,8 @@ struct mm_record {
 	uint32_t state; /* 0: free, 1: live */
 	uint32_t pid, uid, gid;
 	uint32_t domain;
-	uint64_t start_time;
+	uint32_t peer;       /* id of its connection (client-PEER in the store) */
+	uint64_t start_time; /* of the process, /proc/PID/stat's field 22: pids are used again */
 	char comm[32];
 };
 
@@ -179,6 +246,9 @@ struct state {
 	struct domain_record *domains;
 	struct object_record *objects;
 	struct mm_record *mms;
+	struct state_geometry *geometry;
+	struct call_journal *journal;
+	char (*names)[STATE_NAME_SIZE];
 	uint64_t *counters; /* enum event_item */
 	uint64_t *tunables; /* enum tunable */
 };

@@ -10,6 +10,10 @@
  *              | struct arena_mm_header      |  4 KiB
  *     4 KiB    +-----------------------------+
  *              | struct arena_vma_record [N] |  ARENA_MM_MAX_VMAS * 64 bytes
+ *     5 MiB    +-----------------------------+
+ *              | struct arena_handle_record[]|  ARENA_MM_MAX_HANDLES * 16 bytes
+ *     6 MiB    +-----------------------------+
+ *              | struct arena_slot_record [] |  ARENA_MAX_SLOTS * 8 bytes
  *     8 MiB    +-----------------------------+
  *              | table 0: the root (PGD)     |  4 KiB, 512 entries
  *              | table 1 ...                 |
@@ -103,7 +107,10 @@ static inline unsigned arena_table_index(uint64_t addr, unsigned level)
 
 #define ARENA_MM_MAX_VMAS 65530u    /* vm.max_map_count's default */
 #define ARENA_MM_MAX_TABLES 262144u /* 1 GiB of tables: 512 GiB in 4 KiB entries */
+#define ARENA_MM_MAX_HANDLES 65536u
 #define ARENA_MM_VMAS_OFFSET UINT64_C(4096)
+#define ARENA_MM_HANDLES_OFFSET (UINT64_C(5) << 20)
+#define ARENA_MM_SLOTS_OFFSET (UINT64_C(6) << 20)
 #define ARENA_MM_TABLES_OFFSET (UINT64_C(8) << 20)
 #define ARENA_MM_FILE_SIZE (ARENA_MM_TABLES_OFFSET + ARENA_MM_MAX_TABLES * UINT64_C(4096))
 
@@ -160,6 +167,29 @@ struct arena_vma_record {
 	uint64_t reserved[2];
 };
 static_assert(sizeof(struct arena_vma_record) == 64, "vma record");
+static_assert(ARENA_MM_VMAS_OFFSET + ARENA_MM_MAX_VMAS * sizeof(struct arena_vma_record) <=
+		      ARENA_MM_HANDLES_OFFSET,
+	      "vma records end before the handles");
+
+/* An open segment of the client; its handle is the record's index + 1. */
+struct arena_handle_record {
+	uint32_t object; /* object id, stored last; 0: free. The record's truth */
+	uint32_t slot;
+	uint32_t writable;
+	uint32_t reserved;
+};
+static_assert(sizeof(struct arena_handle_record) == 16, "handle record");
+
+/* What entries with this slot are mapped from. Slot 0 is the client's own domain for ever. */
+struct arena_slot_record {
+	uint32_t domain; /* domain id, stored last; 0: free. The record's truth */
+	uint32_t readonly;
+};
+static_assert(sizeof(struct arena_slot_record) == 8, "slot record");
+static_assert(ARENA_MM_HANDLES_OFFSET +
+			      ARENA_MM_MAX_HANDLES * sizeof(struct arena_handle_record) <=
+		      ARENA_MM_SLOTS_OFFSET,
+	      "handles end before the slots");
 
 /* ---- the channel file ------------------------------------------------------- */
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+$(call add_room,store,daemon/store)
