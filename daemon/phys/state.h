@@ -251,6 +251,7 @@ struct state {
 	char (*names)[STATE_NAME_SIZE];
 	uint64_t *counters; /* enum event_item */
 	uint64_t *tunables; /* enum tunable */
+	bool resuming;      /* journal_set_resuming(); no truth */
 };
 
 struct state_params {
