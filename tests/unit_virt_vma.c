@@ -329,6 +329,27 @@ static void test_direct_map(void **state)
 	assert_int_equal(vm_free_pages(c->mm, addr, 3), 0);
 }
 
+/* A range that begins at the program's own and reaches into the direct map: refused whole. */
+static void test_direct_map_is_refused_whole(void **state)
+{
+	const struct arena_mm_header *h = c->mm->header;
+	uint64_t at, addr, pfn, len = LEAF(1) + PAGE(10);
+
+	(void)state;
+	assert_int_equal(vm_alloc_pages(c->mm, 0, 0, 0, &addr, &pfn), 0);
+	at = h->direct_base - LEAF(1);
+	assert_int_equal(
+		client_mmap(c, at, LEAF(1), PROT_RW, MAP_ANON_PRIVATE | MAP_FIXED, 0, 0, &at), 0);
+	assert_int_equal(count_vmas(c), 2);
+	assert_int_equal(vm_madvise(c->mm, at + PAGE(3), len, MADV_HUGEPAGE, 0), ARENA_E_INVALID);
+	assert_int_equal(vm_mprotect(c->mm, at + PAGE(3), len, PROT_READ), ARENA_E_INVALID);
+	assert_int_equal(vm_munmap(c->mm, at + PAGE(3), len), ARENA_E_INVALID);
+	assert_int_equal(count_vmas(c), 2);
+	client_write(c, at + PAGE(4));
+	assert_int_equal(vm_madvise(c->mm, addr, 0, MADV_HUGEPAGE, 0), 0);
+	assert_int_equal(vm_free_pages(c->mm, addr, 0), 0);
+}
+
 static void test_windows(void **state)
 {
 	struct fake_client *other = NULL;
@@ -359,6 +380,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_placement, up, down),
 		cmocka_unit_test_setup_teardown(test_record_limit, up, down),
 		cmocka_unit_test_setup_teardown(test_direct_map, up, down),
+		cmocka_unit_test_setup_teardown(test_direct_map_is_refused_whole, up, down),
 		cmocka_unit_test_setup_teardown(test_windows, up, down),
 	};
 

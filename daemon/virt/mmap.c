@@ -245,13 +245,14 @@ int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot)
 		return ARENA_E_NOT_MAPPED;
 	if (prot & ~(uint32_t)(PROT_ALL | PROT_SEM))
 		return ARENA_E_INVALID;
+	/* Not the program's to change: such a range is refused whole, as munmap does. */
+	if (direct_contains(mm, addr, end))
+		return ARENA_E_INVALID;
 	prot &= PROT_ALL;
 	while (at < end) {
 		v = vma_find(mm, at);
 		if (!v || v->start > at)
 			return ARENA_E_NOT_MAPPED;
-		if (v->flags & VM_DIRECT)
-			return ARENA_E_INVALID;
 		if ((prot & PROT_WRITE) && !(v->flags & VM_MAYWRITE))
 			return ARENA_E_ACCESS;
 		if (v->prot == prot) {
@@ -328,6 +329,8 @@ int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned 
 		return ARENA_E_INVALID;
 	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || addr + len < addr || end < addr)
 		return ARENA_E_INVALID;
+	if (addr < end && direct_contains(mm, addr, end))
+		return ARENA_E_INVALID;
 	while (at < end) {
 		struct vma *v = vma_find(mm, at);
 		uint64_t stop;
@@ -340,8 +343,6 @@ int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned 
 			hole = true;
 			at = v->start;
 		}
-		if (v->flags & VM_DIRECT)
-			return ARENA_E_INVALID;
 		stop = MIN(end, v->end);
 		r = advise_range(mm, v, at, stop, advice);
 		if (r)
