@@ -61,6 +61,61 @@ const struct numa_topology *phys_topology(const struct phys *p);
 /* Every list, counter and flag agrees with mem_map. Slow. Prints the first disagreement. */
 bool phys_is_valid(struct phys *p);
 
+/* ---- recovery: a phys over the state that another worker left behind (recover.c) ------- */
+
+/*
+ * The order for the rooms above:
+ *
+ *	state_adopt()  ->  phys_recover_topology()  ->  phys_recover()
+ *	->  domain_by_id() and domain_get() for who holds a domain, phys_recover_ref() for each
+ *	    reference of a frame                    ->  phys_recover_finish()
+ *	->  normal life                             ->  domain_end_unused()
+ *
+ * Until phys_recover_finish() nothing is on a free list: nothing may be allocated, got or put, and a
+ * domain whose last reference goes stays. pfn_to_page(), pfn_zone(), pfn_domain(), compound_head() and
+ * domain_address() tell the truth: what a crash left half done in mem_map has been cleared.
+ */
+
+/* The topology the state was made with; config->topology of phys_recover(). */
+void phys_recover_topology(const struct state *s, struct numa_topology *t);
+/*
+ * A phys over an adopted state: geometry, sections and pageblock owners from the file (of config only
+ * topology and hugepages count), domains from their records and the store's "arena-ID". A domain
+ * whose file is not there, or is not its own, is lost: a log line says so, domain_by_id() does not
+ * know it, its blocks are nobody's. On failure the state is closed and the store keeps everything.
+ */
+int phys_recover(const struct phys_config *config, struct state *s, struct phys **out);
+/*
+ * One entry (maps true) or another holder (an object; maps false) refers to the allocated block with
+ * this head. Call for each reference found. False: pfn is no head of a block in use.
+ */
+bool phys_recover_ref(struct phys *p, pfn_t head, bool maps);
+/* Take one back: its holder turned out to be damaged and is dropped. */
+void phys_recover_unref(struct phys *p, pfn_t head, bool maps);
+
+struct phys_recover_ops {
+	/* Which live clients may still have a PG_LIMBO block mapped: each gets a reference of it in
+	 * its limbo, to be dropped with page_leave_limbo(). The number of these references. */
+	unsigned (*limbo)(void *ctx, pfn_t head, struct domain *d);
+};
+struct phys_recover_stats {
+	uint64_t used_pages;           /* in use from here on, in limbo or not */
+	uint64_t limbo_pages;          /* of them in use only until clients have flushed */
+	uint64_t freed_pages;          /* were claimed, and nothing referred to them */
+	uint64_t refcounts, mapcounts; /* blocks whose count was not what was counted */
+	uint64_t damaged; /* frames, pageblocks, records repaired that no crash explains */
+	unsigned domains, lost_domains;
+};
+/*
+ * All references are counted. Each block in use gets the counts that were found; one that is PG_LIMBO
+ * asks ops->limbo() too; one with no reference is freed and counts as dirty. Then the free lists,
+ * zone counters and kzerod's accounting are built, and normal life begins. ops NULL: no clients.
+ */
+int phys_recover_finish(struct phys *p, const struct phys_recover_ops *ops, void *ctx,
+			struct phys_recover_stats *stats);
+/* End the domains nobody holds a reference of (each as soon as no frame of it is in use). */
+void domain_end_unused(struct phys *p);
+
 /* ---- zones, read-only for rooms above ---------------------------------------------------- */
 
 enum watermark { WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARKS };
@@ -257,9 +312,19 @@ int alloc_pages(struct phys *p, const struct alloc_request *rq, struct alloc_res
 /* Drop one reference of a block's head; the last frees it. */
 void put_page(struct phys *p, pfn_t head);
 void get_page(struct phys *p, pfn_t head);
-/* Make 2^order single frames of an allocated block; each gets the head's refcount, mapcount and
- * owner, with index counted up. Right after a crash in its middle: tails are written before the
- * head's order. */
+/*
+ * A client may still have mapped what an entry that goes away maps: mark the block before the entry
+ * changes (the entry's reference becomes the limbo's), and drop that reference when the client has
+ * flushed. The mark ends with the last such reference, or with the block.
+ */
+void page_enter_limbo(struct phys *p, pfn_t head);
+void page_leave_limbo(struct phys *p, pfn_t head);
+/*
+ * Make 2^order single frames of an allocated block; each gets the head's refcount, mapcount and
+ * owner, with index counted up. After a crash in its middle the block is whole: the head's order is
+ * stored last. So whatever points to the single frames is stored before (512 entries that refer
+ * to one whole block are right, an entry for the whole of 512 single frames is not).
+ */
 void split_page(struct phys *p, pfn_t head);
 /* The head of the allocated block that holds pfn, or PFN_NONE. */
 pfn_t compound_head(const struct phys *p, pfn_t pfn);

@@ -26,6 +26,7 @@
 
 #include <assert.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 typedef uint32_t pfn_t;
@@ -262,6 +263,12 @@ struct state_params {
 
 /* A new state file with defaults in its tunables. 0, -errno. */
 int state_create(const struct state_params *params, struct state *s);
+/*
+ * Take over a stored state file, and the descriptor with it on success. A file of another minor is
+ * migrated: tables are matched by name. ARENA_E_INVALID: not a state file of our major, or damaged,
+ * and err says which; -errno.
+ */
+int state_adopt(int fd, struct state *s, char *err, size_t err_size);
 void state_close(struct state *s);
 bool state_is_valid(const struct state *s);
 
