@@ -19,6 +19,10 @@
 /* A memfd of exactly `size` bytes, sealed against shrink, grow and further seals, mode 0400 (a
  * peer of the same uid cannot reopen it writable by a plain open), close-on-exec. */
 int os_memfd(const char *name, uint64_t size);
+/* The size of a file that cannot shrink under us, as os_memfd() makes them; -EINVAL: it could. */
+int os_memfd_size(int fd, uint64_t *size);
+/* The name os_memfd() was given, at most size - 1 bytes; -EINVAL: it is none. Not signal-safe. */
+int os_memfd_name(int fd, char *name, size_t size);
 /* A second, read-only descriptor of the same file. */
 int os_reopen_readonly(int fd);
 /* Give the range back to the host: it reads as zeros afterwards. */

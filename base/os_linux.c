@@ -68,6 +68,38 @@ int os_memfd(const char *name, uint64_t size)
 	return r < 0 ? r : TAKE_FD(fd);
 }
 
+int os_memfd_size(int fd, uint64_t *size)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat st;
+
+	if (seals < 0 || fstat(fd, &st) < 0)
+		return -errno;
+	if (!(seals & F_SEAL_SHRINK))
+		return -EINVAL;
+	*size = (uint64_t)st.st_size;
+	return 0;
+}
+
+int os_memfd_name(int fd, char *name, size_t size)
+{
+	static const char prefix[] = "/memfd:", suffix[] = " (deleted)";
+	char path[64], link[300];
+	ssize_t n, len;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, link, sizeof(link) - 1);
+	if (n < 0)
+		return -errno;
+	link[n] = '\0';
+	len = n - (ssize_t)(sizeof(prefix) - 1) - (ssize_t)(sizeof(suffix) - 1);
+	if (len < 0 || strncmp(link, prefix, sizeof(prefix) - 1) != 0 ||
+	    strcmp(link + n - (sizeof(suffix) - 1), suffix) != 0)
+		return -EINVAL;
+	snprintf(name, size, "%.*s", (int)len, link + sizeof(prefix) - 1);
+	return 0;
+}
+
 int os_reopen_readonly(int fd)
 {
 	char path[32] = "/proc/self/fd/";

@@ -25,22 +25,34 @@ static inline void truth_count(void)
 		truth_store_reached();
 }
 
+/*
+ * Stores on either side of this stay there. A process that dies has made all its stores up to some
+ * instruction and none after, so to keep the compiler from moving them is all that it takes.
+ */
+#define truth_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
 #define truth_store(p, v)                                     \
 	do {                                                  \
+		truth_barrier();                              \
 		__atomic_store_n((p), (v), __ATOMIC_RELEASE); \
+		truth_barrier();                              \
 		truth_count();                                \
 	} while (0)
 
 /* For bytes that become visible only by a later truth_store (a record not yet linked). */
 static inline void truth_fill(void *to, const void *from, size_t n)
 {
+	truth_barrier();
 	memcpy(to, from, n);
+	truth_barrier();
 	truth_count();
 }
 
 static inline void truth_zero(void *to, size_t n)
 {
+	truth_barrier();
 	memset(to, 0, n);
+	truth_barrier();
 	truth_count();
 }
 

@@ -274,7 +274,9 @@ static void claim_frame(struct alloc_context *ac, pfn_t pfn, bool hole)
 	page->lru_next = page->lru_prev = PFN_NONE;
 	truth_store(&page->mapping, rq->mapping);
 	truth_store(&page->index, rq->index);
-	truth_store(&page->private_, 0u);
+	page->private_ = 0;
+	if (unlikely(page->mapcount))
+		truth_store(&page->mapcount, 0u);
 	truth_store(&page->flags, page_place(page) | (rq->owner & PG_OWNER) | (hole ? PG_HOLE : 0) |
 					  rq->order << PG_ORDER_SHIFT);
 	truth_store(&page->refcount, 1u);

@@ -82,8 +82,6 @@ static bool host_take_back(struct domain *d, pfn_t pfn, unsigned order)
 {
 	int r;
 
-	if (d->phys->retired)
-		return true;
 	r = os_punch_hole(d->fd, (uint64_t)pfn << ARENA_PAGE_SHIFT,
 			  (UINT64_C(1) << order) << ARENA_PAGE_SHIFT);
 	if (r < 0)
@@ -122,7 +120,7 @@ bool block_give_back(struct phys *p, pfn_t pfn, unsigned order, enum content c)
 {
 	struct domain *d = block_owner(p, pfn);
 
-	if (c != CONTENT_HOLE && !host_take_back(d, pfn, order))
+	if (p->retired || (c != CONTENT_HOLE && !host_take_back(d, pfn, order)))
 		return false;
 	block_mark(p, pfn, order, 0);
 	for (pfn_t b = pfn; b < pfn + (1u << order); b += PAGEBLOCK_PAGES) {
@@ -197,7 +195,7 @@ void block_trim(struct phys *p, struct domain *d, struct free_block b)
 {
 	const struct zone *z = page_zone(p, &p->mem_map[b.pfn]);
 
-	if (b.order < PAGEBLOCK_ORDER)
+	if (b.order < PAGEBLOCK_ORDER || p->retired)
 		return;
 	for (unsigned i = 0; i < 2 && caches_too_much(d); i++)
 		if (!give_back_one(p, d->zone[z->index], NR_PCP_TYPES, MAX_ORDER))

@@ -7,16 +7,20 @@
  * raised before a record takes its id, and the record's kind, stored last, makes it live.
  *
  * A domain lives while it is referenced, has frames in use, or kzerod writes to its blocks. Then
- * its free blocks go to domain 0, its record is freed, and its file with it.
+ * its free blocks go to domain 0, its record is freed, and its file with it. The store has the file
+ * before the record is live and after it is freed.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
 #include "daemon/phys/internal.h"
+#include "daemon/store/store.h"
 #include "daemon/sync/lock.h"
 
 static uint32_t slot_find_free(struct phys *p, uint32_t id)
@@ -62,12 +66,21 @@ static void domain_release(struct domain *d)
 	free(d);
 }
 
+static uint32_t record_checksum(uint32_t id, uint32_t kind, uint32_t owner)
+{
+	uint32_t sum = id * 0x9e3779b1u;
+
+	sum = (sum ^ kind) * 0x9e3779b1u;
+	return (sum ^ owner) * 0x9e3779b1u ^ 0x5bd1e995u;
+}
+
 static void domain_store_record(struct state *s, const struct domain *d)
 {
 	struct domain_record *rec = &s->domains[d->slot];
 
 	truth_store(&rec->id, d->id);
 	truth_store(&rec->owner, d->owner);
+	truth_store(&rec->checksum, record_checksum(d->id, d->kind, d->owner));
 	truth_store(&rec->kind, d->kind);
 }
 
@@ -101,45 +114,129 @@ static int bind_nodes(struct phys *p, struct domain *d)
 	return 0;
 }
 
+/* Map the domain's file, which it has. */
+static int domain_map(struct domain *d)
+{
+	struct phys *p = d->phys;
+	unsigned flags = OS_MAP_READ | OS_MAP_WRITE | (p->hugepages ? OS_MAP_HUGE : 0);
+	void *map;
+	int r = os_map(d->fd, 0, p->nr_frames << ARENA_PAGE_SHIFT, flags, &map);
+
+	if (r < 0)
+		return r;
+	d->map = map;
+	return bind_nodes(p, d);
+}
+
+/* A file, mapped, and kept by the store before any record names it. */
+static int domain_make_file(struct domain *d)
+{
+	char name[32];
+	int r;
+
+	snprintf(name, sizeof(name), "arena:%u", d->id);
+	d->fd = r = os_memfd(name, d->phys->nr_frames << ARENA_PAGE_SHIFT);
+	if (r >= 0)
+		r = domain_map(d);
+	return r < 0 ? r : store_add_number("arena", d->id, d->fd);
+}
+
+static void domain_enter(struct domain *d)
+{
+	d->phys->domains[d->slot] = d;
+	TAILQ_INSERT_TAIL(&d->phys->live, d, link);
+}
+
 int domain_create(struct phys *p, enum domain_kind kind, uint32_t owner, struct domain **out)
 {
-	uint64_t size = p->nr_frames << ARENA_PAGE_SHIFT;
-	unsigned flags = OS_MAP_READ | OS_MAP_WRITE | (p->hugepages ? OS_MAP_HUGE : 0);
+	struct state_header *h = p->state->header;
 	struct domain *d;
-	char name[32];
-	void *map;
 	int r;
 
 	CONTROL_THREAD();
 	if (kind <= DOMAIN_DAEMON || kind > DOMAIN_PROCESS)
 		return ARENA_E_INVALID;
-	if (p->state->header->next_domain == UINT32_MAX)
+	if (h->next_domain == UINT32_MAX)
 		return ARENA_E_NO_MEMORY;
 	d = domain_new(p, kind, owner);
 	if (!d)
 		return ARENA_E_NO_MEMORY;
-	d->id = p->state->header->next_domain;
+	d->id = h->next_domain;
 	d->slot = slot_find_free(p, d->id);
 	if (d->slot == UINT32_MAX) {
 		domain_release(d);
 		return ARENA_E_NO_MEMORY;
 	}
-	snprintf(name, sizeof(name), "arena:%u", d->id);
-	d->fd = r = os_memfd(name, size);
-	if (r >= 0)
-		r = os_map(d->fd, 0, size, flags, &map);
-	d->map = r < 0 ? NULL : map;
-	if (r >= 0)
-		r = bind_nodes(p, d);
+	truth_store(&h->next_domain, d->id + 1);
+	r = domain_make_file(d);
 	if (r < 0) {
 		domain_release(d);
 		return r;
 	}
-	truth_store(&p->state->header->next_domain, d->id + 1);
 	domain_store_record(p->state, d);
-	p->domains[d->slot] = d;
-	TAILQ_INSERT_TAIL(&p->live, d, link);
+	domain_enter(d);
 	*out = d;
+	return 0;
+}
+
+/* ---- recovery ---- */
+
+/* Does the store have the file of this domain, and is it that? */
+static int domain_take_file(struct domain *d)
+{
+	uint64_t size, wanted = d->phys->nr_frames << ARENA_PAGE_SHIFT;
+	char name[32], expected[32];
+	int r;
+
+	d->fd = store_take_number("arena", d->id);
+	if (d->fd < 0) {
+		log_err("domain %u is lost: nobody kept its file", d->id);
+		return ARENA_E_INVALID;
+	}
+	if (os_memfd_size(d->fd, &size) < 0 || size != wanted) {
+		log_err("domain %u is lost: what was kept as its file is not an arena of %llu "
+			"bytes",
+			d->id, (unsigned long long)wanted);
+		return ARENA_E_INVALID;
+	}
+	snprintf(expected, sizeof(expected), "arena:%u", d->id);
+	/* Where /proc does not tell, the size has to do. */
+	if (os_memfd_name(d->fd, name, sizeof(name)) == 0 && strcmp(name, expected) != 0) {
+		log_err("domain %u is lost: what was kept as its file is %s", d->id, name);
+		return ARENA_E_INVALID;
+	}
+	r = domain_map(d);
+	if (r == -EACCES || r == -EPERM) {
+		log_err("domain %u is lost: its file cannot be written: %s", d->id, error_text(r));
+		return ARENA_E_INVALID;
+	}
+	return r;
+}
+
+int domain_recover(struct phys *p, const struct domain_record *rec, uint32_t slot)
+{
+	struct domain *d;
+	int r;
+
+	if (rec->kind <= DOMAIN_DAEMON || rec->kind > DOMAIN_PROCESS || !rec->id ||
+	    rec->checksum != record_checksum(rec->id, rec->kind, rec->owner) ||
+	    domain_by_id(p, rec->id)) {
+		log_err("domain record %u is damaged: id %u kind %u owner %u", slot, rec->id,
+			rec->kind, rec->owner);
+		return ARENA_E_INVALID;
+	}
+	d = domain_new(p, rec->kind, rec->owner);
+	if (!d)
+		return ARENA_E_NO_MEMORY;
+	d->refs = 0;
+	d->id = rec->id;
+	d->slot = slot;
+	r = domain_take_file(d);
+	if (r) {
+		domain_release(d);
+		return r;
+	}
+	domain_enter(d);
 	return 0;
 }
 
@@ -208,10 +305,11 @@ void domain_try_end(struct domain *d)
 {
 	struct phys *p = d->phys;
 
-	if (d->refs || d->nr_used || d->nr_isolated)
+	if (d->refs || d->nr_used || d->nr_isolated || p->retired || p->recovery)
 		return;
 	domain_return_blocks(d);
 	truth_store(&p->state->domains[d->slot].kind, DOMAIN_FREE);
+	store_remove_number("arena", d->id);
 	kzerod_forget(d);
 	if (p->uncache_next == d)
 		p->uncache_next = TAILQ_NEXT(d, link);
@@ -220,12 +318,25 @@ void domain_try_end(struct domain *d)
 	domain_release(d);
 }
 
-void domain_destroy_all(struct phys *p)
+void domain_end_unused(struct phys *p)
+{
+	struct domain *d = TAILQ_FIRST(&p->live), *next;
+
+	CONTROL_THREAD();
+	for (; d; d = next) {
+		next = TAILQ_NEXT(d, link);
+		domain_try_end(d);
+	}
+}
+
+void domain_destroy_all(struct phys *p, bool unkeep)
 {
 	struct domain *d;
 
 	while ((d = TAILQ_FIRST(&p->live))) {
 		TAILQ_REMOVE(&p->live, d, link);
+		if (unkeep)
+			store_remove_number("arena", d->id);
 		domain_release(d);
 	}
 	if (p->domains[0])

@@ -16,8 +16,10 @@
  * - Domain 0's lists hold holes of MIGRATE_MOVABLE, order 9 and 10, and nothing else.
  * - zone.nr_free is changed where frames become used or unused, never by moving them between
  *   lists, owners or kzerod.
- * - The list links and PG_BUDDY, PG_PCP, PG_ZEROED, PG_ISOLATED are indexes, written with plain
- *   stores; everything else in struct page and struct pageblock goes through base/truth.h.
+ * - The list links, private_ and PG_BUDDY, PG_PCP, PG_ZEROED, PG_ISOLATED are indexes, written with
+ *   plain stores, the flags in program order; everything else in struct page and struct pageblock
+ *   goes through base/truth.h.
+ * - Frames inside a block, free or allocated, have no flags but their place and no refcount.
  */
 #ifndef PHYS_INTERNAL_H
 #define PHYS_INTERNAL_H
@@ -140,7 +142,9 @@ struct phys {
 	void *ops_ctx;
 	bool relieving;
 	uint64_t last_report;
-	bool retired; /* phys_retire() */
+	bool created;              /* by this worker, not recovered */
+	bool retired;              /* phys_retire() */
+	struct recovery *recovery; /* NULL: normal life */
 	struct kzerod kz;
 	struct memblock memblock;
 	uint8_t cpu_node[NUMA_MAX_CPUS];
@@ -173,14 +177,19 @@ static inline struct domain *block_owner(const struct phys *p, pfn_t pfn)
 	return p->domains[p->block_slot[pfn >> PAGEBLOCK_ORDER]];
 }
 
+#define PG_PLACE (PG_ZONE_MASK | PG_NODE_MASK << PG_NODE_SHIFT)
+
 static inline uint32_t page_place(const struct page *page)
 {
-	return page->flags & (PG_ZONE_MASK | PG_NODE_MASK << PG_NODE_SHIFT);
+	return page->flags & PG_PLACE;
 }
 
+/* In program order, so that after a crash no two heads of free blocks overlap (recover.c). */
 static inline void page_set_free_flags(struct page *page, uint32_t bits, unsigned order)
 {
+	truth_barrier();
 	page->flags = page_place(page) | bits | order << PG_ORDER_SHIFT;
+	truth_barrier();
 }
 
 static inline enum content block_content(const struct phys *p, pfn_t pfn)
@@ -312,7 +321,10 @@ struct domain_zone *domain_zone(struct domain *d, const struct zone *z);
 int domain_init_daemon(struct phys *p);
 /* End it if nothing refers to it, uses its frames or writes to them. */
 void domain_try_end(struct domain *d);
-void domain_destroy_all(struct phys *p);
+/* Let go of all, in memory; `unkeep`: and in the store. */
+void domain_destroy_all(struct phys *p, bool unkeep);
+/* A domain from its record and the file the store kept for it. ARENA_E_INVALID: it is lost, see log. */
+int domain_recover(struct phys *p, const struct domain_record *rec, uint32_t slot);
 
 /* ---- pcp.c ---- */
 
@@ -346,6 +358,17 @@ struct alloc_context {
 pfn_t alloc_at_hint(struct alloc_context *ac, struct zone **zone, enum content *c);
 void alloc_report(struct alloc_context *ac);
 
+/* ---- zone.c ---- */
+
+struct phys *phys_new(const struct phys_config *config, uint64_t section_pages);
+void phys_setup_node(struct phys *p, unsigned n, pfn_t start, const uint32_t end[NR_ZONE_TYPES]);
+int phys_setup_memblock(struct phys *p, const struct phys_range *reserved, unsigned nr_reserved);
+/* Point into the state, and make domain 0. */
+int phys_use_state(struct phys *p, struct state *s);
+void phys_setup_zonelists(struct phys *p);
+/* The sections of a zone that wait until they are needed; false: none do. */
+bool zone_deferrable(const struct zone *z, pfn_t *first, pfn_t *end);
+
 /* ---- section.c ---- */
 
 /* Fill in a section's mem_map and give its frames to the buddy. */
@@ -355,6 +378,13 @@ bool zone_grow(struct zone *z);
 /* Managed frames that are lost to reserved ranges, in whole pageblocks. */
 uint64_t reserved_pages(const struct phys *p, pfn_t start, pfn_t end);
 struct zone *zone_of_pfn(struct phys *p, pfn_t pfn);
+pfn_t section_start(const struct phys *p, unsigned section);
+pfn_t section_end(const struct phys *p, unsigned section);
+/* Write a section's mem_map. */
+void section_fill(struct phys *p, unsigned section);
+/* An online section's frames enter the counters of their zones, as free frames of nobody. */
+void section_count(struct phys *p, unsigned section);
+bool block_reserved(const struct phys *p, pfn_t pfn);
 
 /* ---- watermark.c ---- */
 

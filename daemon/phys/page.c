@@ -4,6 +4,9 @@
  *
  * Freeing stores refcount 0 first: from then on the frame is free, whatever else is still written
  * in it. Only heads have a refcount; an interior frame's is 0 while its block lives.
+ *
+ * A head's private_ counts those of its references that are somebody's limbo. It is an index: recovery
+ * sets it to what it finds clients may still have mapped.
  */
 #include "daemon/phys/internal.h"
 #include "daemon/sync/lock.h"
@@ -15,6 +18,7 @@ static void free_block(struct phys *p, pfn_t head)
 	struct domain *d = block_owner(p, head);
 	unsigned order = page_order(page);
 
+	ASSERT(!page->private_);
 	truth_store(&page->refcount, 0u);
 	if (page->mapcount)
 		truth_store(&page->mapcount, 0u);
@@ -50,17 +54,39 @@ void get_page(struct phys *p, pfn_t head)
 	truth_store(&page->refcount, page->refcount + 1);
 }
 
+void page_enter_limbo(struct phys *p, pfn_t head)
+{
+	struct page *page = &p->mem_map[head];
+
+	BUG_ON(!page->refcount);
+	if (!(page->flags & PG_LIMBO))
+		truth_store(&page->flags, page->flags | PG_LIMBO);
+	page->private_++;
+}
+
+void page_leave_limbo(struct phys *p, pfn_t head)
+{
+	struct page *page = &p->mem_map[head];
+
+	BUG_ON(!page->private_);
+	/* Unless the block ends, and its flags with it. */
+	if (!--page->private_ && page->refcount > 1)
+		truth_store(&page->flags, page->flags & ~PG_LIMBO);
+	put_page(p, head);
+}
+
 void split_page(struct phys *p, pfn_t head)
 {
 	struct page *page = &p->mem_map[head];
 	unsigned order = page_order(page);
 	uint32_t flags = page->flags & ~(PG_ORDER_MASK << PG_ORDER_SHIFT);
 
-	BUG_ON(!page->refcount);
+	BUG_ON(!page->refcount || page->private_);
 	for (pfn_t i = 1; i < 1u << order; i++) {
 		struct page *tail = page + i;
 
 		tail->lru_next = tail->lru_prev = PFN_NONE;
+		tail->private_ = 0;
 		truth_store(&tail->mapping, page->mapping);
 		truth_store(&tail->index, page->index + i);
 		truth_store(&tail->mapcount, page->mapcount);

@@ -50,11 +50,17 @@ struct phys_config {
 	bool hugepages; /* MADV_HUGEPAGE on the daemon's mappings */
 };
 
-/* ARENA_E_INVALID (sizes that do not fit), -errno. *s must be empty; phys fills it. */
+/* ARENA_E_INVALID (sizes that do not fit), -errno. *s must be empty; phys fills it, and has the
+ * store keep it. */
 int phys_create(const struct phys_config *config, struct state *s, struct phys **out);
-struct phys *phys_destroy(struct phys *p); /* also closes the state */
-/* The end is near: nothing will be given out any more, and what is freed keeps its contents, because
- * clients outlive the daemon and go on reading what they have mapped. */
+/*
+ * Also closes the state. What the store keeps of it goes too if the arena ends here: after
+ * phys_retire(), and where phys_create() made it. A recovered arena that is not retired is only
+ * let go of, for the next worker to take over.
+ */
+struct phys *phys_destroy(struct phys *p);
+/* The arena's end is near: nothing will be given out any more, no domain ends, and what is freed keeps
+ * its contents, because clients outlive the daemon and go on reading what they have mapped. */
 void phys_retire(struct phys *p);
 struct state *phys_state(struct phys *p);
 const struct numa_topology *phys_topology(const struct phys *p);
@@ -95,7 +101,8 @@ void phys_recover_unref(struct phys *p, pfn_t head, bool maps);
 
 struct phys_recover_ops {
 	/* Which live clients may still have a PG_LIMBO block mapped: each gets a reference of it in
-	 * its limbo, to be dropped with page_leave_limbo(). The number of these references. */
+	 * its limbo, to be dropped with page_leave_limbo(). The number of these references. It may
+	 * ask what may be asked during recovery, and change nothing here. */
 	unsigned (*limbo)(void *ctx, pfn_t head, struct domain *d);
 };
 struct phys_recover_stats {
@@ -139,7 +146,8 @@ struct node {
 	uint8_t id;
 	struct zone zone[NR_ZONE_TYPES];
 	pfn_t start, end;
-	uint64_t numa_stat[NR_NUMA_ITEMS];
+	uint64_t
+		*numa_stat; /* by enum numa_item; of the state, so that a crash does not reset it */
 	uint64_t stat[NR_NODE_ITEMS];
 	struct zone
 		*zonelist[NUMA_MAX_NODES * NR_ZONE_TYPES + 1]; /* from HIGHMEM down, NULL ended */

@@ -36,7 +36,7 @@ uint64_t reserved_pages(const struct phys *p, pfn_t start, pfn_t end)
 	return pages;
 }
 
-static bool block_reserved(const struct phys *p, pfn_t pfn)
+bool block_reserved(const struct phys *p, pfn_t pfn)
 {
 	return memblock_is_region_reserved(&p->memblock, (uint64_t)pfn << ARENA_PAGE_SHIFT,
 					   PAGEBLOCK_SIZE);
@@ -56,18 +56,18 @@ struct zone *zone_of_pfn(struct phys *p, pfn_t pfn)
 	return NULL;
 }
 
-static pfn_t section_start(const struct phys *p, unsigned section)
+pfn_t section_start(const struct phys *p, unsigned section)
 {
 	return (pfn_t)section << p->section_order;
 }
 
-static pfn_t section_end(const struct phys *p, unsigned section)
+pfn_t section_end(const struct phys *p, unsigned section)
 {
 	return (pfn_t)MIN(section_start(p, section) + p->section_pages, p->nr_frames);
 }
 
 /* Everything before the store of `initialised` is invisible, so these are plain stores. */
-static void fill_mem_map(struct phys *p, unsigned section)
+void section_fill(struct phys *p, unsigned section)
 {
 	pfn_t end = section_end(p, section);
 
@@ -77,9 +77,9 @@ static void fill_mem_map(struct phys *p, unsigned section)
 
 		if (block_reserved(p, b))
 			flags |= PG_RESERVED;
-		pfn_block(p, b)->migratetype = MIGRATE_MOVABLE;
+		*pfn_block(p, b) = (struct pageblock){.migratetype = MIGRATE_MOVABLE};
 		for (pfn_t pfn = b; pfn < b + PAGEBLOCK_PAGES; pfn++)
-			p->mem_map[pfn].flags = flags;
+			p->mem_map[pfn] = (struct page){.flags = flags};
 	}
 	truth_store(&p->state->sections[section].initialised, (uint8_t)1);
 }
@@ -95,7 +95,7 @@ static void free_all_blocks(struct phys *p, unsigned section)
 
 void section_init(struct phys *p, unsigned section)
 {
-	fill_mem_map(p, section);
+	section_fill(p, section);
 	free_all_blocks(p, section);
 }
 
@@ -162,6 +162,16 @@ static void count_blocks(struct phys *p, unsigned section, int64_t sign)
 	for (pfn_t b = section_start(p, section); b < end; b += PAGEBLOCK_PAGES)
 		count_pages(page_zone(p, &p->mem_map[b]), PAGEBLOCK_PAGES,
 			    p->mem_map[b].flags & PG_RESERVED ? 0 : PAGEBLOCK_PAGES, sign);
+}
+
+void section_count(struct phys *p, unsigned section)
+{
+	struct zone *z = zone_of_pfn(p, section_start(p, section));
+
+	if (section_is_deferred(p, section, z))
+		count_deferred(p, section, z, 1);
+	else
+		count_blocks(p, section, 1);
 }
 
 /* Make every pageblock of a section a free one of domain 0, or find that it cannot be. */
@@ -244,7 +254,7 @@ int section_online(struct phys *p, unsigned section)
 		return 0;
 	}
 	if (!rec->initialised)
-		fill_mem_map(p, section);
+		section_fill(p, section);
 	count_blocks(p, section, 1);
 	free_all_blocks(p, section);
 	phys_setup_watermarks(p);

@@ -2,12 +2,11 @@
 /*
  * state.c - the state file: one memfd with a table of regions at its front.
  *
- * Regions lie in enum order, page aligned, so that mem_map, the large sparse one, is last. The
- * header's magic is stored last: a file without it was never finished and holds nothing.
+ * Regions lie in enum order, page aligned; mem_map, the large sparse one, is last before the spare
+ * room. The header's magic is stored last: a file without it was never finished and holds nothing.
  */
-#include "daemon/phys/state.h"
+#include "daemon/phys/state_file.h"
 
-#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -15,48 +14,90 @@
 #include "base/truth.h"
 #include "base/util.h"
 
-#define STATE_ALIGN UINT64_C(4096)
-
-static const uint64_t tunable_defaults[NR_TUNABLES] = {
-#define TUNABLE(name, path, def, min, max, text) [TUNABLE_##name] = (def),
-#include "arena/tunables.def"
-#undef TUNABLE
-};
-
-static void region_sizes(const struct state_params *params, uint64_t size[NR_STATE_REGIONS])
+static void region_sizes(const struct state_header *h, uint64_t size[NR_STATE_REGIONS])
 {
-	uint64_t blocks = (params->nr_frames + PAGEBLOCK_PAGES - 1) / PAGEBLOCK_PAGES;
-	uint64_t sections = (params->nr_frames + params->section_pages - 1) / params->section_pages;
+	uint64_t blocks = (h->nr_frames + PAGEBLOCK_PAGES - 1) / PAGEBLOCK_PAGES;
+	uint64_t sections = (h->nr_frames + h->section_pages - 1) / h->section_pages;
 
 	size[STATE_GEOMETRY] = sizeof(struct state_geometry);
 	size[STATE_JOURNAL] = sizeof(struct call_journal);
-	size[STATE_NAMES] = (uint64_t)(NR_EVENTS + NR_TUNABLES) * STATE_NAME_SIZE;
-	size[STATE_COUNTERS] = NR_EVENTS * sizeof(uint64_t);
-	size[STATE_TUNABLES] = NR_TUNABLES * sizeof(uint64_t);
+	size[STATE_TABLES] = 2 * sizeof(struct state_tables);
 	size[STATE_DOMAINS] = STATE_MAX_DOMAINS * sizeof(struct domain_record);
 	size[STATE_OBJECTS] = STATE_MAX_OBJECTS * sizeof(struct object_record);
 	size[STATE_MMS] = STATE_MAX_MMS * sizeof(struct mm_record);
 	size[STATE_SECTIONS] = sections * sizeof(struct section_record);
 	size[STATE_PAGEBLOCKS] = blocks * sizeof(struct pageblock);
-	size[STATE_MEM_MAP] = params->nr_frames * sizeof(struct page);
+	size[STATE_MEM_MAP] = h->nr_frames * sizeof(struct page);
 }
 
-static void state_set_pointers(struct state *s)
+uint64_t state_place_regions(struct state_header *h, unsigned from)
 {
-	char *base = s->base;
-	const struct state_header *h = s->header;
+	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
 
-	s->geometry = (struct state_geometry *)(void *)(base + h->region[STATE_GEOMETRY].offset);
-	s->journal = (struct call_journal *)(void *)(base + h->region[STATE_JOURNAL].offset);
-	s->names = (char(*)[STATE_NAME_SIZE])(base + h->region[STATE_NAMES].offset);
-	s->counters = (uint64_t *)(void *)(base + h->region[STATE_COUNTERS].offset);
-	s->tunables = (uint64_t *)(void *)(base + h->region[STATE_TUNABLES].offset);
-	s->domains = (struct domain_record *)(void *)(base + h->region[STATE_DOMAINS].offset);
-	s->objects = (struct object_record *)(void *)(base + h->region[STATE_OBJECTS].offset);
-	s->mms = (struct mm_record *)(void *)(base + h->region[STATE_MMS].offset);
-	s->sections = (struct section_record *)(void *)(base + h->region[STATE_SECTIONS].offset);
-	s->pageblocks = (struct pageblock *)(void *)(base + h->region[STATE_PAGEBLOCKS].offset);
-	s->mem_map = (struct page *)(void *)(base + h->region[STATE_MEM_MAP].offset);
+	region_sizes(h, size);
+	for (unsigned i = 0; i < NR_STATE_REGIONS; i++) {
+		if (i >= from) {
+			h->region[i].offset = end;
+			h->region[i].size = size[i];
+		}
+		end = ALIGN_UP(h->region[i].offset + h->region[i].size, STATE_ALIGN);
+	}
+	return end;
+}
+
+bool state_regions_ok(const struct state_header *h, unsigned nr, uint64_t file_size)
+{
+	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
+
+	region_sizes(h, size);
+	for (unsigned i = 0; i < nr; i++) {
+		if (h->region[i].offset != end || h->region[i].size != size[i])
+			return false;
+		end = ALIGN_UP(end + size[i], STATE_ALIGN);
+	}
+	return end <= file_size;
+}
+
+static void *region_at(const struct state *s, enum state_region r)
+{
+	return (char *)s->base + s->header->region[r].offset;
+}
+
+void state_set_pointers(struct state *s)
+{
+	struct state_tables *copies = region_at(s, STATE_TABLES);
+
+	s->geometry = region_at(s, STATE_GEOMETRY);
+	s->journal = region_at(s, STATE_JOURNAL);
+	s->tables = &copies[s->header->tables];
+	s->counters = s->tables->counter;
+	s->tunables = s->tables->tunable;
+	s->domains = region_at(s, STATE_DOMAINS);
+	s->objects = region_at(s, STATE_OBJECTS);
+	s->mms = region_at(s, STATE_MMS);
+	s->sections = region_at(s, STATE_SECTIONS);
+	s->pageblocks = region_at(s, STATE_PAGEBLOCKS);
+	s->mem_map = region_at(s, STATE_MEM_MAP);
+}
+
+/* FNV-1a: it has to notice a flipped bit, not an enemy. */
+static uint64_t checksum_add(uint64_t sum, const void *bytes, size_t n)
+{
+	const uint8_t *b = bytes;
+
+	for (size_t i = 0; i < n; i++)
+		sum = (sum ^ b[i]) * UINT64_C(0x100000001b3);
+	return sum;
+}
+
+uint64_t state_checksum(const struct state_header *h, const struct state_geometry *g)
+{
+	uint64_t sum = UINT64_C(0xcbf29ce484222325);
+
+	sum = checksum_add(sum, &h->nr_nodes, sizeof(h->nr_nodes));
+	sum = checksum_add(sum, &h->nr_frames, sizeof(h->nr_frames));
+	sum = checksum_add(sum, &h->section_pages, sizeof(h->section_pages));
+	return checksum_add(sum, g, sizeof(*g));
 }
 
 int state_create(const struct state_params *params, struct state *s)
@@ -64,9 +105,8 @@ int state_create(const struct state_params *params, struct state *s)
 	struct state_header header = {
 		.major = STATE_MAJOR,
 		.minor = STATE_MINOR,
-		.nr_counters = NR_EVENTS,
-		.nr_tunables = NR_TUNABLES,
-		.nr_nodes = params->nr_nodes,
+		.nr_nodes = params->geometry->nr_nodes,
+		.nr_regions = NR_STATE_REGIONS,
 		.nr_frames = params->nr_frames,
 		.section_pages = params->section_pages,
 		.next_domain = 1,
@@ -74,15 +114,10 @@ int state_create(const struct state_params *params, struct state *s)
 		.next_mm = 1,
 		.next_peer = 1,
 	};
-	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
+	uint64_t end = state_place_regions(&header, 0) + STATE_SPARE;
 	int r;
 
-	region_sizes(params, size);
-	for (unsigned i = 0; i < NR_STATE_REGIONS; i++) {
-		header.region[i].offset = end;
-		header.region[i].size = size[i];
-		end = ALIGN_UP(end + size[i], STATE_ALIGN);
-	}
+	header.checksum = state_checksum(&header, params->geometry);
 	*s = (struct state){.fd = -1, .size = end};
 	s->fd = os_memfd("state", end);
 	if (s->fd < 0)
@@ -96,7 +131,8 @@ int state_create(const struct state_params *params, struct state *s)
 	s->header = s->base;
 	truth_fill(s->header, &header, sizeof(header));
 	state_set_pointers(s);
-	truth_fill(s->tunables, tunable_defaults, sizeof(tunable_defaults));
+	truth_fill(s->geometry, params->geometry, sizeof(*s->geometry));
+	state_tables_init(s->tables);
 	truth_store(&s->header->magic, STATE_MAGIC);
 	return 0;
 }
@@ -113,24 +149,12 @@ void state_close(struct state *s)
 bool state_is_valid(const struct state *s)
 {
 	const struct state_header *h = s->header;
-	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
 
 	if (!s->base || (const void *)h != s->base)
 		return false;
-	if (h->magic != STATE_MAGIC || h->major != STATE_MAJOR)
-		return false;
-	if (!h->nr_frames || h->nr_frames >= PFN_NONE)
-		return false;
-	if (h->section_pages < PAGEBLOCK_PAGES || h->section_pages & (h->section_pages - 1))
-		return false;
-	region_sizes(&(struct state_params){.nr_frames = h->nr_frames,
-					    .section_pages = h->section_pages,
-					    .nr_nodes = h->nr_nodes},
-		     size);
-	for (unsigned i = 0; i < NR_STATE_REGIONS; i++) {
-		if (h->region[i].offset != end || h->region[i].size != size[i])
-			return false;
-		end = ALIGN_UP(end + size[i], STATE_ALIGN);
-	}
-	return end == s->size;
+	return h->magic == STATE_MAGIC && h->major == STATE_MAJOR && h->minor == STATE_MINOR &&
+	       state_header_ok(h) && h->nr_regions >= NR_STATE_REGIONS &&
+	       state_regions_ok(h, NR_STATE_REGIONS, s->size) &&
+	       h->checksum == state_checksum(h, s->geometry) && state_geometry_ok(h, s->geometry) &&
+	       state_tables_current(s->tables);
 }

@@ -3,23 +3,30 @@
  * state.h - the `state` file: what the daemon must not forget.
  *
  *     0          +--------------------------------+
- *                | struct state_header            |  region table, boot parameters
+ *                | struct state_header            |  region table, ids, epoch
  *     region[0]  +--------------------------------+
  *                | geometry  struct state_geometry|  nodes, zones, distances, reserved ranges
  *                | journal    struct call_journal |  the call in progress
- *                | names       of counters, then of tunables: char[STATE_NAME_SIZE] each
- *                | counters       (uint64_t each) |
- *                | tunables       (uint64_t each) |
+ *                | tables    struct state_tables  |  twice: counters and tunables with their names
  *                | domains        struct domain_record
  *                | objects        struct object_record
  *                | mms            struct mm_record|
  *                | sections       struct section_record
  *                | pageblocks     struct pageblock|
  *                | mem_map        struct page     |  32 bytes a frame, sparse
+ *                | spare                          |  room for regions of later minors
  *                +--------------------------------+
  *
  * The file is sparse: a section that was never used has no mem_map memory behind it. All
  * writes go through base/truth.h. All fields belong to the control thread.
+ *
+ * A worker takes over a file of its own major, whatever the minor (state_adopt.c), in place:
+ * - a region the file has not is cut from the spare room, zeroed; one it has too many stays unused;
+ * - counters and tunables are matched by name into the copy of the tables that is not in use, and
+ *   one store switches to it: new counters begin at 0, new tunables at their defaults;
+ * - a field added to a record in place of a reserved one is 0 in what an older minor wrote. An
+ *   older worker does not keep what it does not know: after it the file is of its minor.
+ * So within a major no record grows, and no region moves.
  */
 #ifndef PHYS_STATE_H
 #define PHYS_STATE_H
@@ -33,11 +40,6 @@ typedef uint32_t pfn_t;
 #define PFN_NONE UINT32_MAX
 
 #define STATE_MAGIC UINT64_C(0x317473616e657261) /* "arenast1" */
-/*
- * A worker takes over a file of its own major, whatever the minor: what an older one has not is as
- * if zero, and tables are matched by name (names region) or grown (migration copies the file). A
- * file of another major is refused.
- */
 #define STATE_MAJOR 1u
 #define STATE_MINOR 0u
 #define STATE_NAME_SIZE 64
@@ -45,9 +47,7 @@ typedef uint32_t pfn_t;
 enum state_region {
 	STATE_GEOMETRY,
 	STATE_JOURNAL,
-	STATE_NAMES,
-	STATE_COUNTERS,
-	STATE_TUNABLES,
+	STATE_TABLES,
 	STATE_DOMAINS,
 	STATE_OBJECTS,
 	STATE_MMS,
@@ -57,17 +57,21 @@ enum state_region {
 	NR_STATE_REGIONS
 };
 
+#define STATE_MAX_REGIONS 32
+#define STATE_SPARE (UINT64_C(16) << 20)
+
 struct state_header {
 	uint64_t magic;
 	uint32_t major, minor;
-	uint32_t nr_counters, nr_tunables; /* of the binary that made the file */
-	uint32_t nr_nodes;
-	uint32_t epoch;     /* workers that served this state before this one: 0, 1, ... */
+	uint32_t nr_nodes, nr_regions;
 	uint64_t nr_frames; /* pfns are below this */
 	uint64_t section_pages;
+	uint64_t checksum; /* of nr_nodes, nr_frames, section_pages and the geometry */
 	struct {
 		uint64_t offset, size;
-	} region[NR_STATE_REGIONS];
+	} region[STATE_MAX_REGIONS];
+	uint32_t tables; /* which copy of the tables is in use: 0 or 1 */
+	uint32_t epoch;  /* workers that served this state before this one: 0, 1, ... */
 	uint32_t next_domain, next_object, next_mm, next_peer; /* ids are never used twice */
 	/*
 	 * Whose call is being served, so that a call that ends every worker which serves it ends
@@ -92,6 +96,20 @@ struct state_geometry {
 	} node[64];
 	uint8_t distance[64][64];
 	uint8_t cpu_node[1024];
+};
+
+/* What is matched by name when a worker of another minor takes over. */
+#define STATE_MAX_COUNTERS 512
+#define STATE_MAX_TUNABLES 256
+#define STATE_MAX_NUMA_ITEMS 32
+struct state_tables {
+	uint32_t nr_counters, nr_tunables, nr_numa_items, reserved;
+	char counter_name[STATE_MAX_COUNTERS][STATE_NAME_SIZE];
+	char tunable_name[STATE_MAX_TUNABLES][STATE_NAME_SIZE];
+	char numa_name[STATE_MAX_NUMA_ITEMS][STATE_NAME_SIZE];
+	uint64_t counter[STATE_MAX_COUNTERS];
+	uint64_t tunable[STATE_MAX_TUNABLES];
+	uint64_t numa[64][STATE_MAX_NUMA_ITEMS]; /* by node */
 };
 
 /*
@@ -162,7 +180,7 @@ struct page {
 	uint32_t mapping;
 	uint32_t index;
 	uint32_t lru_next, lru_prev; /* list links as pfns; index */
-	uint32_t private_;
+	uint32_t private_;           /* allocated: references from limbo; index */
 };
 static_assert(sizeof(struct page) == 32, "struct page");
 
@@ -203,9 +221,9 @@ enum domain_kind { DOMAIN_FREE, DOMAIN_DAEMON, DOMAIN_UID, DOMAIN_SEGMENT, DOMAI
 
 struct domain_record {
 	uint32_t id;
-	uint32_t kind;  /* enum domain_kind; the record's truth */
-	uint32_t owner; /* uid, or mm id */
-	uint32_t reserved;
+	uint32_t kind;     /* enum domain_kind; the record's truth */
+	uint32_t owner;    /* uid, or mm id */
+	uint32_t checksum; /* of the others */
 };
 
 #define STATE_MAX_DOMAINS 16384u
@@ -249,19 +267,19 @@ struct state {
 	struct mm_record *mms;
 	struct state_geometry *geometry;
 	struct call_journal *journal;
-	char (*names)[STATE_NAME_SIZE];
-	uint64_t *counters; /* enum event_item */
-	uint64_t *tunables; /* enum tunable */
+	struct state_tables *tables;
+	uint64_t *counters; /* enum event_item; of the tables */
+	uint64_t *tunables; /* enum tunable; of the tables */
 	bool resuming;      /* journal_set_resuming(); no truth */
 };
 
 struct state_params {
 	uint64_t nr_frames;
 	uint64_t section_pages;
-	uint32_t nr_nodes;
+	const struct state_geometry *geometry;
 };
 
-/* A new state file with defaults in its tunables. 0, -errno. */
+/* A new state file with defaults in its tunables; not in the store yet. 0, -errno. */
 int state_create(const struct state_params *params, struct state *s);
 /*
  * Take over a stored state file, and the descriptor with it on success. A file of another minor is
@@ -269,6 +287,7 @@ int state_create(const struct state_params *params, struct state *s);
  * and err says which; -errno.
  */
 int state_adopt(int fd, struct state *s, char *err, size_t err_size);
+/* Unmap and close; what the store keeps stays there. */
 void state_close(struct state *s);
 bool state_is_valid(const struct state *s);
 

@@ -30,8 +30,9 @@ static bool check_interior(const struct phys *p, pfn_t head, unsigned order)
 	for (pfn_t pfn = head + 1; pfn < head + (1u << order); pfn++) {
 		const struct page *page = &p->mem_map[pfn];
 
-		CHECK(!page->refcount && !(page->flags & (PG_BUDDY | PG_PCP | PG_ISOLATED)),
-		      "frame %u inside block %u order %u looks like a head", pfn, head, order);
+		CHECK(!page->refcount && !(page->flags & ~PG_PLACE),
+		      "frame %u inside block %u order %u looks like a head: flags %#x", pfn, head,
+		      order, page->flags);
 	}
 	return true;
 }
@@ -59,12 +60,21 @@ static bool check_merged(struct phys *p, pfn_t pfn, unsigned order)
 
 static bool check_allocated(struct phys *p, pfn_t pfn, unsigned order)
 {
+	const struct page *page = &p->mem_map[pfn];
+	uint32_t owner = page->flags & PG_OWNER;
 	struct domain *d = block_owner(p, pfn);
 
 	CHECK(d != p->domains[0], "allocated block %u is nobody's", pfn);
-	CHECK(!(p->mem_map[pfn].flags &
-		(PG_BUDDY | PG_PCP | PG_ISOLATED | PG_ZEROED | PG_RESERVED)),
-	      "allocated block %u has flags %#x", pfn, p->mem_map[pfn].flags);
+	CHECK(owner && !(owner & (owner - 1)) &&
+		      !(page->flags & (PG_BUDDY | PG_PCP | PG_ISOLATED | PG_ZEROED | PG_RESERVED)),
+	      "allocated block %u has flags %#x", pfn, page->flags);
+	CHECK(page->mapcount <= page->refcount && page->private_ <= page->refcount &&
+		      (!page->private_ || page->flags & PG_LIMBO),
+	      "allocated block %u: %u references, %u entries, %u in limbo, flags %#x", pfn,
+	      page->refcount, page->mapcount, page->private_, page->flags);
+	for (pfn_t b = pfn; b < pfn + (1u << order); b += PAGEBLOCK_PAGES)
+		CHECK(block_owner(p, b) == d && pfn_block(p, b)->flags & PB_BACKED,
+		      "allocated block %u: owner or flags of the pageblock at %u", pfn, b);
 	d->check_used += UINT64_C(1) << order;
 	return true;
 }
@@ -77,6 +87,8 @@ static bool check_free(struct phys *p, pfn_t pfn, unsigned order, struct tally *
 	enum content c = block_content(p, pfn);
 
 	t->free += UINT64_C(1) << order;
+	CHECK(!(page->flags & (PG_OWNER | PG_LIMBO | PG_HOLE)), "free block %u has flags %#x", pfn,
+	      page->flags);
 	if (d == p->domains[0]) {
 		CHECK(page->flags & PG_BUDDY && order >= PAGEBLOCK_ORDER && c == CONTENT_HOLE,
 		      "block %u of nobody: order %u flags %#x", pfn, order, page->flags);
@@ -340,7 +352,8 @@ bool phys_is_valid(struct phys *p)
 	uint64_t zeroed = 0, managed = 0, unowned = 0, cached = 0, cached_domains = 0;
 	struct domain *d;
 
-	CHECK(state_is_valid(p->state), "state header");
+	CHECK(!p->recovery, "recovery is not finished");
+	CHECK(state_is_valid(p->state), "state header, geometry or tables");
 	CHECK(memblock_is_valid(&p->memblock), "memblock");
 	TAILQ_FOREACH(d, &p->live, link)
 		d->check_used = d->check_blocks = 0;

@@ -10,11 +10,13 @@
  * one domain as a whole.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/os.h"
 #include "daemon/phys/internal.h"
+#include "daemon/store/store.h"
 #include "daemon/sync/lock.h"
 
 #define SECTION_SIZE_DEFAULT (UINT64_C(128) << 20)
@@ -76,6 +78,27 @@ static int zone_sizes(const struct phys_config *config, uint64_t node, uint64_t 
 	return 0;
 }
 
+void phys_setup_node(struct phys *p, unsigned n, pfn_t start, const uint32_t end[NR_ZONE_TYPES])
+{
+	struct node *node = &p->node[n];
+	pfn_t at = start;
+
+	node->id = (uint8_t)n;
+	node->start = start;
+	for (unsigned t = 0; t < NR_ZONE_TYPES; t++) {
+		struct zone *z = &node->zone[t];
+
+		z->phys = p;
+		z->node = (uint8_t)n;
+		z->type = (uint8_t)t;
+		z->index = (uint8_t)(n * NR_ZONE_TYPES + t);
+		z->start = at;
+		z->end = z->deferred = at = end[t];
+		zone_private(z)->deferred_end = at;
+	}
+	node->end = at;
+}
+
 static int layout(struct phys *p, const struct phys_config *config)
 {
 	uint64_t size[NUMA_MAX_NODES], zone[NR_ZONE_TYPES];
@@ -85,32 +108,21 @@ static int layout(struct phys *p, const struct phys_config *config)
 	if (r)
 		return r;
 	for (unsigned n = 0; n < p->nr_nodes; n++) {
-		struct node *node = &p->node[n];
+		uint32_t end[NR_ZONE_TYPES];
+		pfn_t start = at;
 
 		r = zone_sizes(config, size[n], zone);
 		if (r)
 			return r;
-		node->id = (uint8_t)n;
-		node->start = at;
-		for (unsigned t = 0; t < NR_ZONE_TYPES; t++) {
-			struct zone *z = &node->zone[t];
-
-			z->phys = p;
-			z->node = (uint8_t)n;
-			z->type = (uint8_t)t;
-			z->index = (uint8_t)(n * NR_ZONE_TYPES + t);
-			z->start = at;
-			at += (pfn_t)(zone[t] >> ARENA_PAGE_SHIFT);
-			z->end = z->deferred = at;
-			zone_private(z)->deferred_end = at;
-		}
-		node->end = at;
+		for (unsigned t = 0; t < NR_ZONE_TYPES; t++)
+			end[t] = at += (pfn_t)(zone[t] >> ARENA_PAGE_SHIFT);
+		phys_setup_node(p, n, start, end);
 	}
 	p->nr_frames = at;
 	return 0;
 }
 
-static int setup_memblock(struct phys *p, const struct phys_config *config)
+int phys_setup_memblock(struct phys *p, const struct phys_range *reserved, unsigned nr_reserved)
 {
 	uint64_t end = p->nr_frames << ARENA_PAGE_SHIFT;
 
@@ -124,8 +136,8 @@ static int setup_memblock(struct phys *p, const struct phys_config *config)
 		if (r)
 			return r;
 	}
-	for (unsigned i = 0; i < config->nr_reserved; i++) {
-		const struct phys_range *range = &config->reserved[i];
+	for (unsigned i = 0; i < nr_reserved; i++) {
+		const struct phys_range *range = &reserved[i];
 		int r;
 
 		if (range->base >= end || range->size > end - range->base)
@@ -137,7 +149,7 @@ static int setup_memblock(struct phys *p, const struct phys_config *config)
 	return 0;
 }
 
-static void setup_zonelists(struct phys *p)
+void phys_setup_zonelists(struct phys *p)
 {
 	uint8_t order[NUMA_MAX_NODES];
 
@@ -163,11 +175,22 @@ static void setup_sections(struct phys *p)
 	}
 }
 
+bool zone_deferrable(const struct zone *z, pfn_t *first, pfn_t *end)
+{
+	const struct phys *p = z->phys;
+	uint64_t lo = ALIGN_UP((uint64_t)z->start, p->section_pages) + p->section_pages;
+	uint64_t hi = ALIGN_DOWN((uint64_t)z->end, p->section_pages);
+
+	if (p->nr_frames <= DEFER_ABOVE_FRAMES || lo >= hi)
+		return false;
+	*first = (pfn_t)lo;
+	*end = (pfn_t)hi;
+	return true;
+}
+
 static void setup_zone(struct phys *p, struct zone *z)
 {
 	struct zone_private *zp = zone_private(z);
-	uint64_t first = ALIGN_UP((uint64_t)z->start, p->section_pages) + p->section_pages;
-	uint64_t end = ALIGN_DOWN((uint64_t)z->end, p->section_pages);
 
 	z->present = z->end - z->start;
 	z->managed = z->present - reserved_pages(p, z->start, z->end);
@@ -175,11 +198,10 @@ static void setup_zone(struct phys *p, struct zone *z)
 	zone_add_free(z, (int64_t)z->managed);
 	p->managed += z->managed;
 	p->nr_unowned += z->managed;
-	if (p->nr_frames <= DEFER_ABOVE_FRAMES || first >= end)
+	if (!zone_deferrable(z, &z->deferred, &zp->deferred_end))
 		return;
-	z->deferred = (pfn_t)first;
-	zp->deferred_end = (pfn_t)end;
-	zp->deferred_pages = end - first - reserved_pages(p, z->deferred, zp->deferred_end);
+	zp->deferred_pages =
+		zp->deferred_end - z->deferred - reserved_pages(p, z->deferred, zp->deferred_end);
 }
 
 static void init_sections(struct phys *p)
@@ -194,39 +216,93 @@ static void init_sections(struct phys *p)
 	}
 }
 
+static void fill_geometry(const struct phys *p, const struct phys_config *config,
+			  struct state_geometry *g)
+{
+	const struct numa_topology *t = p->topology;
+
+	static_assert(sizeof(g->distance) == sizeof(t->distance) &&
+			      sizeof(g->cpu_node) == sizeof(t->cpu_node) &&
+			      sizeof(g->node[0].zone_end) == NR_ZONE_TYPES * sizeof(pfn_t) &&
+			      sizeof(g->reserved[0]) == sizeof(config->reserved[0]) &&
+			      ARRAY_SIZE(g->reserved) == PHYS_MAX_RANGES,
+		      "the geometry holds what the topology and configuration do");
+	memset(g, 0, sizeof(*g));
+	g->nr_nodes = p->nr_nodes;
+	g->nr_cpus = p->nr_cpus;
+	g->simulated = t->simulated;
+	g->nr_reserved = config->nr_reserved;
+	memcpy(g->reserved, config->reserved, sizeof(g->reserved));
+	memcpy(g->distance, t->distance, sizeof(g->distance));
+	memcpy(g->cpu_node, t->cpu_node, sizeof(g->cpu_node));
+	for (unsigned n = 0; n < p->nr_nodes; n++) {
+		g->node[n].start = p->node[n].start;
+		for (unsigned z = 0; z < NR_ZONE_TYPES; z++)
+			g->node[n].zone_end[z] = p->node[n].zone[z].end;
+	}
+}
+
+int phys_use_state(struct phys *p, struct state *s)
+{
+	p->state = s;
+	p->mem_map = s->mem_map;
+	p->pageblocks = s->pageblocks;
+	p->nr_sections = (unsigned)((p->nr_frames + p->section_pages - 1) / p->section_pages);
+	for (unsigned n = 0; n < p->nr_nodes; n++)
+		p->node[n].numa_stat = s->tables->numa[n];
+	p->block_slot = mem_array(p->nr_frames >> PAGEBLOCK_ORDER, sizeof(p->block_slot[0]));
+	return p->block_slot ? domain_init_daemon(p) : ARENA_E_NO_MEMORY;
+}
+
 static int boot(struct phys *p, const struct phys_config *config, struct state *s)
 {
+	struct state_geometry geometry;
 	struct state_params params;
 	int r;
 
 	r = layout(p, config);
 	if (!r)
-		r = setup_memblock(p, config);
+		r = phys_setup_memblock(p, config->reserved, config->nr_reserved);
 	if (r)
 		return r;
+	fill_geometry(p, config, &geometry);
 	params = (struct state_params){.nr_frames = p->nr_frames,
 				       .section_pages = p->section_pages,
-				       .nr_nodes = p->nr_nodes};
+				       .geometry = &geometry};
 	r = state_create(&params, s);
 	if (r)
 		return r;
-	p->state = s;
-	p->mem_map = s->mem_map;
-	p->pageblocks = s->pageblocks;
-	p->nr_sections = (unsigned)((p->nr_frames + p->section_pages - 1) / p->section_pages);
-	p->block_slot = mem_array(p->nr_frames >> PAGEBLOCK_ORDER, sizeof(p->block_slot[0]));
-	if (!p->block_slot)
-		return ARENA_E_NO_MEMORY;
-	r = domain_init_daemon(p);
+	r = phys_use_state(p, s);
 	if (r)
 		return r;
 	setup_sections(p);
 	for (unsigned i = 0; i < p->nr_zones; i++)
 		setup_zone(p, &p->node[i / NR_ZONE_TYPES].zone[i % NR_ZONE_TYPES]);
-	setup_zonelists(p);
+	phys_setup_zonelists(p);
 	init_sections(p);
 	phys_setup_watermarks(p);
-	return 0;
+	/* Complete: from here on another worker can go on with it. */
+	return store_add("state", s->fd);
+}
+
+struct phys *phys_new(const struct phys_config *config, uint64_t section_pages)
+{
+	struct phys *p = mem_alloc(sizeof(*p));
+
+	if (!p)
+		return NULL;
+	p->topology = config->topology;
+	p->nr_nodes = config->topology->nr_nodes;
+	p->nr_zones = p->nr_nodes * NR_ZONE_TYPES;
+	p->nr_cpus = MAX(config->topology->nr_cpus, 1u);
+	p->section_pages = section_pages;
+	p->section_order = (unsigned)__builtin_ctzll(p->section_pages);
+	p->hugepages = config->hugepages;
+	TAILQ_INIT(&p->live);
+	TAILQ_INIT(&p->kz.candidates);
+	for (unsigned cpu = 0; cpu < NUMA_MAX_CPUS; cpu++)
+		p->cpu_node[cpu] = (uint8_t)numa_cpu_to_node(p->topology, cpu);
+	return p;
 }
 
 int phys_create(const struct phys_config *config, struct state *s, struct phys **out)
@@ -240,25 +316,15 @@ int phys_create(const struct phys_config *config, struct state *s, struct phys *
 	if (section < PAGEBLOCK_SIZE || section & (section - 1) || section > UINT64_C(1) << 40 ||
 	    config->nr_reserved > PHYS_MAX_RANGES)
 		return ARENA_E_INVALID;
-	p = mem_alloc(sizeof(*p));
+	p = phys_new(config, section >> ARENA_PAGE_SHIFT);
 	if (!p)
 		return ARENA_E_NO_MEMORY;
-	p->topology = config->topology;
-	p->nr_nodes = config->topology->nr_nodes;
-	p->nr_zones = p->nr_nodes * NR_ZONE_TYPES;
-	p->nr_cpus = MAX(config->topology->nr_cpus, 1u);
-	p->section_pages = section >> ARENA_PAGE_SHIFT;
-	p->section_order = (unsigned)__builtin_ctzll(p->section_pages);
-	p->hugepages = config->hugepages;
-	TAILQ_INIT(&p->live);
-	TAILQ_INIT(&p->kz.candidates);
-	for (unsigned cpu = 0; cpu < NUMA_MAX_CPUS; cpu++)
-		p->cpu_node[cpu] = (uint8_t)numa_cpu_to_node(p->topology, cpu);
 	r = boot(p, config, s);
 	if (r) {
 		phys_destroy(p);
 		return r;
 	}
+	p->created = true;
 	*out = p;
 	return 0;
 }
@@ -271,11 +337,18 @@ void phys_retire(struct phys *p)
 
 struct phys *phys_destroy(struct phys *p)
 {
+	bool unkeep;
+
 	if (!p)
 		return NULL;
 	kzerod_stop(p);
-	domain_destroy_all(p);
+	/* The state first: without it the rest is left over, without the rest it would be damaged. */
+	unkeep = p->created || p->retired;
+	if (unkeep)
+		store_remove("state");
+	domain_destroy_all(p, unkeep);
 	free(p->block_slot);
+	free(p->recovery);
 	state_close(p->state);
 	free(p);
 	return NULL;
