@@ -139,6 +139,7 @@ static void test_slots(void **state)
 	struct fake_client *other = client_up(&m, 1001, 3);
 	struct segment_open private_, rw, ro, again, third;
 	uint64_t at, out;
+	uint32_t ours;
 
 	(void)state;
 	assert_int_equal(client_open(a, "mine", O_RDWR | O_CREAT, 0600, &private_), 0);
@@ -147,6 +148,7 @@ static void test_slots(void **state)
 	assert_int_equal(private_.slot_fd, -1);
 	assert_int_equal(client_open(a, "ours", O_RDWR | O_CREAT, 0666, &rw), 0);
 	assert_true(rw.slot_new && rw.slot && rw.slot_fd >= 0 && !rw.slot_readonly);
+	ours = a->mm->slot_records[rw.slot].domain;
 	assert_int_equal(mm_truncate_segment(a->mm, rw.handle, 8192, NULL), 0);
 	assert_int_equal(client_open(a, "ours", O_RDONLY, 0, &ro), 0);
 	assert_true(ro.slot_new && ro.slot != rw.slot && ro.slot_readonly);
@@ -166,6 +168,16 @@ static void test_slots(void **state)
 	assert_int_equal(mm_close_segment(other->mm, third.handle), 0);
 	assert_int_equal(client_read(other, at + 4096)[0], 0);
 	assert_int_equal(vm_munmap(other->mm, at, 8192), 0);
+	/* Until it has flushed it may have frames mapped from that slot. */
+	assert_int_equal(other->mm->slot_records[third.slot].domain, ours);
+	assert_int_equal(client_open(other, "ours", O_RDWR, 0, &again), 0);
+	assert_true(again.slot_new && again.slot != third.slot && !again.slot_readonly);
+	assert_int_equal(mm_close_segment(other->mm, again.handle), 0);
+	assert_int_equal(client_open(other, "ours", O_RDONLY, 0, &again), 0);
+	assert_true(again.slot_new && again.slot == third.slot && again.slot_readonly);
+	assert_int_equal(mm_close_segment(other->mm, again.handle), 0);
+	client_ack_all(other);
+	assert_int_equal(other->mm->slot_records[third.slot].domain, 0);
 	assert_int_equal(client_open(other, "ours", O_RDWR, 0, &again), 0);
 	assert_true(again.slot_new && again.slot == third.slot && !again.slot_readonly);
 	at = client_map_segment(other, again.handle, 8192, PROT_RW, MAP_SHARED, 0);
@@ -369,7 +381,7 @@ static void test_handle_limit(void **state)
 	for (n = 0; !r; n++)
 		r = client_open(a, "x", O_RDWR, 0, &open);
 	assert_int_equal(r, ARENA_E_TOO_MANY);
-	assert_int_equal(n - 1, MM_MAX_HANDLES);
+	assert_int_equal(n - 1, ARENA_MM_MAX_HANDLES);
 	assert_int_equal(mm_close_segment(a->mm, 7), 0);
 	assert_int_equal(client_open(a, "x", O_RDWR, 0, &open), 0);
 	assert_int_equal(open.handle, 7);

@@ -362,6 +362,16 @@ uint32_t domain_id(const struct domain *d)
 	return d->id;
 }
 
+enum domain_kind domain_kind(const struct domain *d)
+{
+	return d->kind;
+}
+
+uint32_t domain_owner(const struct domain *d)
+{
+	return d->owner;
+}
+
 struct domain *domain_by_id(struct phys *p, uint32_t id)
 {
 	for (uint32_t i = 0; i < STATE_MAX_DOMAINS; i++) {

@@ -54,7 +54,7 @@ static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn
 		.cpu = f->cpu,
 		.hint = hint,
 		.owner = o ? PG_OBJECT : PG_ANON,
-		.mapping = o ? o->id : f->mm->id,
+		.mapping = o ? o->id : f->mm->anon_family,
 		.index = o ? (uint32_t)vma_pgoff(vma, addr) : anon_index(f->mm, addr),
 	};
 
@@ -305,7 +305,7 @@ static int copy_on_write(struct fault *f, pfn_t from)
 		.cpu = f->cpu,
 		.hint = PFN_NONE,
 		.owner = PG_ANON,
-		.mapping = f->mm->id,
+		.mapping = f->mm->anon_family,
 		.index = anon_index(f->mm, f->addr),
 	};
 	struct alloc_result got;
@@ -403,6 +403,25 @@ static bool vma_permits(const struct vma *vma, uint32_t access)
 	return prot & access;
 }
 
+/*
+ * An entry permits less than the VMA does, though its frame could be mapped as it is: a crash fell
+ * between the VMA's new rights and the entry's. False: the frame must be another one.
+ */
+static bool entry_allow(const struct fault *f, const struct pte_ref *ref)
+{
+	uint64_t old = *ref->entry, fresh;
+	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
+	struct virt *v = f->mm->virt;
+	const struct page *page = pfn_to_page(v->phys, frame_head(v, pfn));
+
+	fresh = vma_entry(f->vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
+			  old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
+	if (!entry_permits(fresh, f->access))
+		return false;
+	pte_switch(f->mm, ref, fresh);
+	return true;
+}
+
 static int fault_resolve(struct fault *f)
 {
 	struct vma *vma = vma_find(f->mm, f->addr);
@@ -415,13 +434,13 @@ static int fault_resolve(struct fault *f)
 		return refuse(f, SIGSEGV, SEGV_ACCERR);
 	f->vma = vma;
 	present = pgtable_lookup(f->mm, f->addr, &ref) && *ref.entry;
-	if (present && entry_permits(*ref.entry, f->access))
+	if (present && (entry_permits(*ref.entry, f->access) || entry_allow(f, &ref)))
 		return 0;
 	if (vma->flags & VM_DIRECT)
 		return refuse(f, SIGSEGV, SEGV_MAPERR);
 	if (vma->object)
 		return object_fault(f);
-	BUG_ON(present); /* private anonymous entries always permit what the VMA does */
+	BUG_ON(present); /* private anonymous entries can always permit what the VMA does */
 	return anon_fault(f);
 }
 

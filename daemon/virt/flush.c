@@ -15,14 +15,14 @@
  */
 #include "daemon/virt/internal.h"
 
-static bool mm_has_pending(const struct mm *mm)
+bool mm_flush_pending(const struct mm *mm)
 {
-	return mm->limbo.count || !TAILQ_EMPTY(&mm->waiters);
+	return mm->limbo.count || !TAILQ_EMPTY(&mm->waiters) || mm->nr_lingering;
 }
 
-static void note_pending(struct mm *mm, bool before)
+void flush_note_pending(struct mm *mm, bool before)
 {
-	bool after = mm_has_pending(mm);
+	bool after = mm_flush_pending(mm);
 
 	if (after && !before)
 		mm->virt->nr_pending++;
@@ -55,7 +55,7 @@ int limbo_reserve(struct mm *mm, uint32_t n)
 void limbo_add(struct mm *mm, enum limbo_kind kind, uint32_t number, unsigned pages)
 {
 	struct limbo *l = &mm->limbo;
-	bool before = mm_has_pending(mm);
+	bool before = mm_flush_pending(mm);
 
 	BUG_ON(l->count == l->capacity);
 	l->ring[(l->head + l->count++) & (l->capacity - 1)] =
@@ -68,7 +68,16 @@ void limbo_add(struct mm *mm, enum limbo_kind kind, uint32_t number, unsigned pa
 		mm->virt->limbo_pages += pages;
 		state_event(mm->virt->state, EV_ARENA_LIMBO_ENTER, 1);
 	}
-	note_pending(mm, before);
+	flush_note_pending(mm, before);
+}
+
+uint64_t limbo_last(const struct mm *mm)
+{
+	const struct limbo *l = &mm->limbo;
+
+	if (!l->count)
+		return mm->posted;
+	return MAX(mm->posted, l->ring[(l->head + l->count - 1) & (l->capacity - 1)].seq);
 }
 
 static void limbo_let_go(struct mm *mm, const struct limbo_item *item)
@@ -133,13 +142,13 @@ static void waiter_end(struct flush_waiter *waiter)
 	struct flush_wait *w = waiter->wait;
 	struct flush_waiter **at = &w->first;
 	struct mm *mm = waiter->mm;
-	bool before = mm_has_pending(mm);
+	bool before = mm_flush_pending(mm);
 
 	while (*at != waiter)
 		at = &(*at)->next;
 	*at = waiter->next;
 	TAILQ_REMOVE(&mm->waiters, waiter, in_mm);
-	note_pending(mm, before);
+	flush_note_pending(mm, before);
 	free(waiter);
 	w->pending--;
 }
@@ -163,7 +172,7 @@ static bool waiters_release(struct mm *mm, uint64_t upto)
 void flush_wait_add(struct flush_wait *w, struct mm *mm)
 {
 	struct flush_waiter *waiter;
-	bool before = mm_has_pending(mm);
+	bool before = mm_flush_pending(mm);
 
 	if (mm->acked >= mm->posted || mm->dying)
 		return;
@@ -177,7 +186,7 @@ void flush_wait_add(struct flush_wait *w, struct mm *mm)
 	w->first = waiter;
 	w->pending++;
 	TAILQ_INSERT_TAIL(&mm->waiters, waiter, in_mm);
-	note_pending(mm, before);
+	flush_note_pending(mm, before);
 }
 
 void flush_wait_cancel(struct flush_wait *w)
@@ -205,21 +214,17 @@ bool mm_flush_collect(struct mm *mm)
 		return false;
 	state_event(mm->virt->state, EV_ARENA_FLUSH_ACKED, ack - mm->acked);
 	mm->acked = ack;
-	before = mm_has_pending(mm);
+	before = mm_flush_pending(mm);
 	any = limbo_release(mm, ack);
-	note_pending(mm, before);
+	slot_end_lingering(mm, ack);
+	flush_note_pending(mm, before);
 	any |= waiters_release(mm, ack);
 	/* A client that owes nothing any more need not ring at each of its acks. */
-	if (mm->kicked && !mm_has_pending(mm)) {
+	if (mm->kicked && !mm_flush_pending(mm)) {
 		mm->kicked = false;
 		store_relaxed(&mm->channel->flush_kick, 0u);
 	}
 	return any;
-}
-
-bool mm_flush_pending(const struct mm *mm)
-{
-	return mm_has_pending(mm);
 }
 
 void mm_flush_want(struct mm *mm, bool wake)
@@ -252,12 +257,13 @@ uint64_t virt_limbo_pages(const struct virt *v)
 
 void flush_drop_all(struct mm *mm)
 {
-	bool before = mm_has_pending(mm);
+	bool before = mm_flush_pending(mm);
 
 	mm->dying = true;
 	mm->acked = mm->posted;
 	limbo_release(mm, UINT64_MAX);
-	note_pending(mm, before);
+	slot_end_lingering(mm, UINT64_MAX);
+	flush_note_pending(mm, before);
 	waiters_release(mm, UINT64_MAX);
 	free(mm->limbo.ring);
 	mm->limbo = (struct limbo){0};

@@ -104,13 +104,17 @@ TAILQ_HEAD(flush_waiter_list, flush_waiter);
 
 /* ---- slots ------------------------------------------------------------------------------------------ */
 
+/* Truth: struct arena_slot_record of the same number. */
 struct slot {
 	struct domain *domain; /* NULL: free; a reference is held */
 	bool readonly;
 	uint32_t users; /* handles and VMAs */
+	/* Without users it ends with this flush, because until then the client may have its frames mapped;
+	 * 0: it has users, or is slot 0. */
+	uint64_t linger;
 };
 
-#define MM_MAX_HANDLES 65536u
+/* Truth: struct arena_handle_record. */
 struct handle {
 	struct object *object; /* NULL: free */
 	uint32_t slot;
@@ -124,10 +128,13 @@ struct mm {
 	LIST_ENTRY(mm) link;
 	struct mm_record *record;
 	uint32_t id;
+	uint32_t anon_family; /* as in the header */
 	int file, channel_file;
 	uint8_t *base; /* the mm file */
 	struct arena_mm_header *header;
 	struct arena_vma_record *records;
+	struct arena_handle_record *handle_records;
+	struct arena_slot_record *slot_records;
 	struct arena_channel_header *channel;
 	struct arena_flush_entry *flush_ring;
 	struct domain *domain;
@@ -145,13 +152,15 @@ struct mm {
 
 	struct limbo limbo;
 	uint64_t posted, acked;
+	uint64_t recovered; /* the whole flush that recovery posted */
 	bool kicked; /* flush_kick is set */
 	struct flush_waiter_list waiters;
 	bool process_domain;
+	bool kept;  /* its files may be in the store */
 	bool dying; /* the client maps nothing any more: nothing waits in limbo */
 
 	struct slot *slots;
-	uint32_t nr_slots;
+	uint32_t nr_slots, nr_lingering;
 	struct handle *handles;
 	uint32_t nr_handles;
 
@@ -208,6 +217,10 @@ struct virt {
 	uint64_t limbo_pages;
 	uint32_t nr_pending; /* mms with something in limbo or waiters */
 };
+
+/* ---- mm.c ---- */
+
+int mm_map_files(struct mm *mm); /* file and channel_file are there */
 
 /* ---- pgtable.c ---- */
 
@@ -293,12 +306,18 @@ void flush_post(struct mm *mm, enum arena_flush_op op, uint64_t start, uint64_t 
 /* Add to *w a wait for everything posted to mm so far. Without memory for it: no wait. */
 void flush_wait_add(struct flush_wait *w, struct mm *mm);
 void flush_drop_all(struct mm *mm); /* the mm is dying */
+/* The flush that covers everything the client may have mapped without an entry. */
+uint64_t limbo_last(const struct mm *mm);
+/* mm_flush_pending() may have changed from what it was before. */
+void flush_note_pending(struct mm *mm, bool before);
 
 /* ---- slot.c ---- */
 
 int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, bool *is_new);
 void slot_use(struct mm *mm, uint32_t slot);
 void slot_unuse(struct mm *mm, uint32_t slot);
+void slot_linger(struct mm *mm, uint32_t slot); /* nobody uses it any more */
+void slot_end_lingering(struct mm *mm, uint64_t acked);
 void slot_free_all(struct mm *mm);
 
 /* ---- object.c ---- */

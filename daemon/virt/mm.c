@@ -14,7 +14,9 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "daemon/store/store.h"
 #include "daemon/virt/internal.h"
+#include "daemon/virt/resume.h"
 
 int virt_create(struct phys *p, struct virt **out)
 {
@@ -80,10 +82,30 @@ static void layout(struct arena_mm_header *h, const struct mm_params *p, uint64_
 	h->arena_frames = nr_frames;
 }
 
+int mm_map_files(struct mm *mm)
+{
+	void *at;
+	int r = os_map(mm->file, 0, ARENA_MM_FILE_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
+
+	if (r)
+		return r;
+	mm->base = at;
+	mm->header = at;
+	mm->records = (struct arena_vma_record *)(void *)(mm->base + ARENA_MM_VMAS_OFFSET);
+	mm->handle_records =
+		(struct arena_handle_record *)(void *)(mm->base + ARENA_MM_HANDLES_OFFSET);
+	mm->slot_records = (struct arena_slot_record *)(void *)(mm->base + ARENA_MM_SLOTS_OFFSET);
+	r = os_map(mm->channel_file, 0, ARENA_CHANNEL_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
+	if (r)
+		return r;
+	mm->channel = at;
+	mm->flush_ring = (struct arena_flush_entry *)(void *)((uint8_t *)at + ARENA_CHANNEL_FLUSH);
+	return 0;
+}
+
 static int files_open(struct mm *mm)
 {
 	char name[32];
-	void *at;
 	int r;
 
 	snprintf(name, sizeof(name), "mm:%u", mm->id);
@@ -94,17 +116,9 @@ static int files_open(struct mm *mm)
 	mm->channel_file = os_memfd(name, ARENA_CHANNEL_SIZE);
 	if (mm->channel_file < 0)
 		return mm->channel_file;
-	r = os_map(mm->file, 0, ARENA_MM_FILE_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
+	r = mm_map_files(mm);
 	if (r)
 		return r;
-	mm->base = at;
-	mm->header = at;
-	mm->records = (struct arena_vma_record *)(void *)(mm->base + ARENA_MM_VMAS_OFFSET);
-	r = os_map(mm->channel_file, 0, ARENA_CHANNEL_SIZE, OS_MAP_READ | OS_MAP_WRITE, &at);
-	if (r)
-		return r;
-	mm->channel = at;
-	mm->flush_ring = (struct arena_flush_entry *)(void *)((uint8_t *)at + ARENA_CHANNEL_FLUSH);
 	mm->channel->abi_major = ARENA_ABI_MAJOR;
 	mm->channel->abi_minor = ARENA_ABI_MINOR;
 	mm->channel->magic = ARENA_CHANNEL_MAGIC;
@@ -117,8 +131,10 @@ static int header_write(struct mm *mm, const struct mm_params *p)
 		.abi_major = ARENA_ABI_MAJOR,
 		.abi_minor = ARENA_ABI_MINOR,
 		.mm_id = mm->id,
+		.anon_family = mm->id,
 	};
 
+	mm->anon_family = h.anon_family;
 	layout(&h, p, phys_nr_frames(mm->virt->phys));
 	if (getrandom(h.token, sizeof(h.token), 0) != sizeof(h.token))
 		return -EIO;
@@ -141,18 +157,27 @@ static struct mm_record *record_find(struct state *s)
 static int record_write(struct mm *mm, const struct mm_params *p)
 {
 	struct state *s = mm->virt->state;
+	int e;
 	struct mm_record r = {
 		.id = mm->id,
 		.pid = (uint32_t)p->cred->pid,
 		.uid = p->cred->uid,
 		.gid = p->cred->gid,
 		.domain = domain_id(mm->domain),
+		.peer = p->peer,
+		.start_time = p->start_time,
 	};
 
 	mm->record = record_find(s);
 	if (!mm->record)
 		return ARENA_E_TOO_MANY;
 	snprintf(r.comm, sizeof(r.comm), "%s", p->comm ? p->comm : "");
+	mm->kept = true;
+	e = store_add_number("mm", mm->id, mm->file);
+	if (!e)
+		e = store_add_number("channel", mm->id, mm->channel_file);
+	if (e)
+		return e;
 	truth_fill(mm->record, &r, sizeof(r));
 	truth_store(&mm->record->state, 1u);
 	return 0;
@@ -198,6 +223,20 @@ static bool window_ok(const struct mm_params *p)
 	       p->window_base + p->window_size <= UINT64_C(1) << 47;
 }
 
+/* The one that a worker before us made for this caller. */
+static struct mm *attach_resume(struct virt *v, const struct mm_params *p)
+{
+	uint64_t arg[JOURNAL_ARGS];
+	struct mm *mm;
+
+	if (!call_resume(v, VIRT_CALL_ATTACH, 0, arg))
+		return NULL;
+	LIST_FOREACH(mm, &v->mms, link)
+		if (mm->id == arg[1] && p->peer && mm->record->peer == p->peer)
+			return mm;
+	return NULL;
+}
+
 int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 {
 	struct mm *mm;
@@ -208,6 +247,9 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	CONTROL_THREAD();
 	if (!window_ok(p))
 		return ARENA_E_INVALID;
+	*out = attach_resume(v, p);
+	if (*out)
+		return 0;
 	mm = mem_alloc(sizeof(*mm));
 	if (!mm)
 		return ARENA_E_NO_MEMORY;
@@ -217,6 +259,7 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	RB_INIT(&mm->vmas);
 	TAILQ_INIT(&mm->waiters);
 	mm->id = v->state->header->next_mm;
+	call_prepare(v, VIRT_CALL_ATTACH, 0, mm->id, p->peer, 0, 0);
 	truth_store(&v->state->header->next_mm, mm->id + 1);
 	LIST_INSERT_HEAD(&v->mms, mm, link);
 	v->nr_mms++;
@@ -268,17 +311,19 @@ struct mm *mm_destroy(struct mm *mm)
 		return NULL;
 	CONTROL_THREAD();
 	v = mm->virt;
-	if (mm->channel) {
+	if (mm->channel)
 		keep_counts(mm);
-		flush_drop_all(mm);
-	}
-	mm->dying = true;
+	flush_drop_all(mm);
 	if (mm->tables)
 		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, NULL);
 	vma_free_all(mm);
 	mm_close_handles(mm);
 	if (mm->record)
 		truth_store(&mm->record->state, 0u);
+	if (mm->kept) {
+		store_remove_number("mm", mm->id);
+		store_remove_number("channel", mm->id);
+	}
 	slot_free_all(mm);
 	pgtable_free_index(mm);
 	if (mm->domain)

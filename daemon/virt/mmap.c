@@ -4,10 +4,11 @@
  * joined, entries changed, the client's TLB told.
  *
  * Order, so that a crash leaves something whole: entries go before the VMA that permits them; a VMA
- * comes before its entries. A call cut short by a crash is repeated by the client and finds part of
- * its work done.
+ * comes before its entries. A call cut short by a crash is served again by the next worker and finds
+ * part of its work done; mmap notes in the journal which place it chose.
  */
 #include "daemon/virt/internal.h"
+#include "daemon/virt/resume.h"
 
 #define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
 /* <linux/mman.h>: the page may hold atomic operations; means nothing on x86. */
@@ -68,14 +69,12 @@ int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len)
 
 /* ---- mmap ---------------------------------------------------------------------------------------------- */
 
-/* What is mapped: fills in object, slot, pgoff, flags. An unnamed object made here is not
- * referred to by anything yet: the caller releases it on failure. */
+/* What is mapped: fills in object, slot, pgoff, flags. */
 static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
 		       struct vma_template *t)
 {
 	bool shared = (a->flags & MAP_TYPE) == MAP_SHARED;
 	struct handle *h;
-	struct credentials cred = {.uid = mm->record->uid, .gid = mm->record->gid};
 
 	t->prot = a->prot & PROT_ALL;
 	t->flags = VM_MAYWRITE | (shared ? VM_SHARED : 0) |
@@ -93,15 +92,37 @@ static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len
 		t->pgoff = (uint64_t)a->offset >> ARENA_PAGE_SHIFT;
 		return t->pgoff + (len >> ARENA_PAGE_SHIFT) > UINT32_MAX ? ARENA_E_OVERFLOW_ : 0;
 	}
-	if (shared) {
-		int r = object_create(mm->virt, OBJECT_ANON, mm->domain, NULL, &cred, 0600,
-				      &t->object);
-
-		if (r)
-			return r;
-		return object_resize(t->object, len, mm, NULL);
-	}
 	return 0;
+}
+
+/* Shared anonymous memory: the object is not referred to by anything yet, the caller releases it
+ * on failure. */
+static int mmap_object(struct mm *mm, struct vma_template *t)
+{
+	struct credentials cred = {.uid = mm->record->uid, .gid = mm->record->gid};
+	int r = object_create(mm->virt, OBJECT_ANON, mm->domain, NULL, &cred, 0600, &t->object);
+
+	return r ? r : object_resize(t->object, t->end - t->start, mm, NULL);
+}
+
+/* Did a worker before us map what is asked for? At a fixed place that is not to be told from what
+ * was there before; but done again it comes to the same. */
+static bool mmap_resume(struct mm *mm, const struct vm_mmap_args *a, uint64_t len, uint64_t *out)
+{
+	uint64_t arg[JOURNAL_ARGS], at;
+	const struct vma *v;
+
+	if (!call_resume(mm->virt, VIRT_CALL_MMAP, mm->id, arg) || (a->flags & MAP_FIXED) ||
+	    !range_ok(arg[1], len) || arg[1] + len != arg[2])
+		return false;
+	for (at = arg[1]; at < arg[2]; at = v->end) {
+		v = vma_find(mm, at);
+		if (!v || v->start > at || (v->object ? v->object->id : 0) != arg[3] ||
+		    v->prot != arg[4] || v->flags & VM_DIRECT)
+			return false;
+	}
+	*out = arg[1];
+	return true;
 }
 
 static int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
@@ -158,24 +179,36 @@ int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
 {
 	struct vma_template t = {0};
 	uint64_t len;
+	bool own;
 	int r = mmap_check(a, &len);
 
 	CONTROL_THREAD();
 	if (r)
 		return r;
+	if (mmap_resume(mm, a, len, out))
+		return 0;
 	r = mmap_source(mm, a, len, &t);
 	if (!r)
 		r = mmap_place(mm, a, len, &t);
+	if (r)
+		return r;
+	t.end = t.start + len;
+	own = !a->segment && (t.flags & VM_SHARED);
+	if (!a->segment && !own)
+		t.pgoff = t.start >> ARENA_PAGE_SHIFT;
+	call_prepare(mm->virt, VIRT_CALL_MMAP, mm->id, t.start, t.end,
+		     own        ? mm->virt->state->header->next_object
+		     : t.object ? t.object->id
+				: 0,
+		     t.prot);
+	if (own)
+		r = mmap_object(mm, &t);
 	if (!r && (a->flags & MAP_FIXED))
-		r = unmap_range(mm, t.start, t.start + len);
-	if (!r) {
-		t.end = t.start + len;
-		if (!t.object)
-			t.pgoff = t.start >> ARENA_PAGE_SHIFT;
+		r = unmap_range(mm, t.start, t.end);
+	if (!r)
 		r = vma_insert(mm, &t);
-	}
 	if (r) {
-		if (t.object && !a->segment)
+		if (own && t.object)
 			object_release(t.object);
 		return r;
 	}

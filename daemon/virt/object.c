@@ -73,6 +73,7 @@ int object_create(struct virt *v, enum object_kind kind, struct domain *d, const
 	o->virt = v;
 	o->kind = kind;
 	o->domain = d;
+	o->readonly_slots = domain_kind(d) == DOMAIN_SEGMENT;
 	LIST_INIT(&o->vmas);
 	r = record_write(v, o, name, cred, mode);
 	if (r) {
@@ -189,13 +190,16 @@ static void drop_frame(struct object *o, pfn_t pfn, int64_t n)
 	put_page(o->virt->phys, pfn);
 }
 
-/* Zero what a kept leaf holds from page `first` of the object on. */
+/* Zero what a kept leaf, or a last page, holds from a byte of the object on. */
 static void zero_tail(struct object *o, const struct chunk *c, uint64_t from_byte)
 {
-	uint64_t start = from_byte % ARENA_LEAF_SIZE;
-	uint8_t *at = domain_address(o->domain, c->leaf);
+	uint64_t whole = c->leaf != PFN_NONE ? ARENA_LEAF_SIZE : ARENA_PAGE_SIZE;
+	uint64_t start = from_byte % whole;
+	pfn_t pfn = c->leaf != PFN_NONE ? c->leaf
+					: c->pages[from_byte % ARENA_LEAF_SIZE >> ARENA_PAGE_SHIFT];
 
-	memset(at + start, 0, ARENA_LEAF_SIZE - start);
+	if (start && pfn != PFN_NONE)
+		memset((uint8_t *)domain_address(o->domain, pfn) + start, 0, whole - start);
 }
 
 /* Drop the frames of a chunk from byte `from` of the object on. */
@@ -204,20 +208,14 @@ static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
 	uint64_t base = c->index * ARENA_LEAF_SIZE, keep = from > base ? from - base : 0;
 	unsigned i, first = (unsigned)((keep + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT);
 
+	if (keep)
+		zero_tail(o, c, from);
 	if (c->leaf != PFN_NONE) {
-		if (keep) {
-			zero_tail(o, c, from);
+		if (keep)
 			return;
-		}
 		drop_frame(o, c->leaf, CHUNK_PAGES);
 		chunk_free(o, c);
 		return;
-	}
-	if (keep % ARENA_PAGE_SIZE && c->pages[first - 1] != PFN_NONE) {
-		uint64_t in_page = keep % ARENA_PAGE_SIZE;
-		uint8_t *at = domain_address(o->domain, c->pages[first - 1]);
-
-		memset(at + in_page, 0, ARENA_PAGE_SIZE - in_page);
 	}
 	for (i = first; i < CHUNK_PAGES; i++) {
 		if (c->pages[i] == PFN_NONE)
@@ -290,6 +288,16 @@ static int zap_mappings(struct object *o, uint64_t from, const struct mm *caller
 	return r;
 }
 
+/* A truncation that was done before the worker died: whoever maps the object has not let go. */
+static void wait_for_mappers(struct object *o, const struct mm *caller, struct flush_wait *wait)
+{
+	struct vma *vma;
+
+	LIST_FOREACH(vma, &o->vmas, in_object)
+		if (vma->mm != caller && vma->mm->acked < vma->mm->recovered)
+			flush_wait_add(wait, vma->mm);
+}
+
 int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait)
 {
 	uint64_t old = o->size;
@@ -297,16 +305,20 @@ int object_resize(struct object *o, uint64_t size, const struct mm *caller, stru
 	int r;
 
 	if (size > old) {
+		/* Whoever was late to let go may have written past the end; so may a worker have died
+		 * before it zeroed what truncating left there. */
+		c = chunk_find(o, old / ARENA_LEAF_SIZE);
+		if (c && old % ARENA_LEAF_SIZE)
+			zero_tail(o, c, old);
 		o->size = size;
 		truth_store(&o->record->size, size);
-		/* Whoever was late to let go may have written past the end of a kept leaf. */
-		c = chunk_find(o, old / ARENA_LEAF_SIZE);
-		if (c && c->leaf != PFN_NONE && old % ARENA_LEAF_SIZE)
-			zero_tail(o, c, old);
 		return 0;
 	}
-	if (size == old)
+	if (size == old) {
+		if (wait)
+			wait_for_mappers(o, caller, wait);
 		return 0;
+	}
 	/* Splits mappings of a leaf that the new end cuts; private copies below the end stay. */
 	r = zap_mappings(o, ALIGN_UP(size, ARENA_PAGE_SIZE), caller, wait);
 	if (r)

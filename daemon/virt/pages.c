@@ -5,9 +5,11 @@
  * As in a kernel, page_address(pfn) = direct_base + (pfn << 12): the address is the frame's number, so
  * virt_to_pfn is a subtraction, neighbouring frames lie side by side (and their kernel mappings in
  * the client join), and the whole direct map is one VMA, made with the mm. Frames are PG_KERNEL with
- * the mm's id; each entry holds a reference of the block's head.
+ * the mm's id; each entry holds a reference of the block's head. A block has all its entries or
+ * none: recovery frees what a crash left between.
  */
 #include "daemon/virt/internal.h"
+#include "daemon/virt/resume.h"
 
 #define GFP_ALLOWED                                                                      \
 	(ARENA_GFP_DMA | ARENA_GFP_HIGHMEM | ARENA_GFP_MOVABLE | ARENA_GFP_RECLAIMABLE | \
@@ -76,6 +78,16 @@ static int map_block(struct mm *mm, uint64_t addr, pfn_t pfn, unsigned order, bo
 	return r;
 }
 
+/* The block at addr, if it is one of this mm and all there. */
+static bool block_is_mapped(struct mm *mm, uint64_t addr, pfn_t pfn, unsigned order)
+{
+	const struct page *page = pfn_to_page(mm->virt->phys, pfn);
+	struct pte_ref ref;
+
+	return page && page->refcount && (page->flags & PG_KERNEL) && page->mapping == mm->id &&
+	       page_order(page) == order && pgtable_lookup(mm, addr, &ref) && *ref.entry;
+}
+
 int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, uint64_t *addr,
 		   uint64_t *pfn)
 {
@@ -89,17 +101,25 @@ int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, ui
 		.owner = PG_KERNEL,
 		.mapping = mm->id,
 	};
+	uint64_t arg[JOURNAL_ARGS];
 	struct alloc_result got;
 	int r;
 
 	CONTROL_THREAD();
 	if (order > ARENA_MAX_ORDER || (gfp & ~(unsigned)GFP_ALLOWED))
 		return ARENA_E_INVALID;
+	if (call_resume(mm->virt, VIRT_CALL_ALLOC_PAGES, mm->id, arg) && arg[2] == order) {
+		*pfn = arg[1];
+		*addr = mm->header->direct_base + (arg[1] << ARENA_PAGE_SHIFT);
+		if (block_is_mapped(mm, *addr, (pfn_t)arg[1], order))
+			return 0;
+	}
 	r = direct_vma(mm);
 	if (!r)
 		r = alloc_pages(p, &rq, &got);
 	if (r)
 		return r;
+	call_prepare(mm->virt, VIRT_CALL_ALLOC_PAGES, mm->id, got.pfn, order, 0, 0);
 	*pfn = got.pfn;
 	*addr = mm->header->direct_base + ((uint64_t)got.pfn << ARENA_PAGE_SHIFT);
 	r = map_block(mm, *addr, got.pfn, order, got.hole);
@@ -111,25 +131,25 @@ int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, ui
 int vm_free_pages(struct mm *mm, uint64_t addr, unsigned order)
 {
 	uint64_t end = addr + (ARENA_PAGE_SIZE << (order & 31));
-	struct page *page;
-	struct pte_ref ref;
+	uint64_t arg[JOURNAL_ARGS];
+	bool any, resumed;
 	pfn_t pfn;
-	bool any;
 	int r;
 
 	CONTROL_THREAD();
+	resumed = call_resume(mm->virt, VIRT_CALL_FREE_PAGES, mm->id, arg) && arg[1] == addr &&
+		  arg[2] == order;
 	if (order > ARENA_MAX_ORDER || !IS_ALIGNED(addr, ARENA_PAGE_SIZE) || end <= addr ||
 	    addr < mm->header->direct_base || !direct_contains(mm, addr, end))
 		return ARENA_E_INVALID;
 	pfn = (pfn_t)((addr - mm->header->direct_base) >> ARENA_PAGE_SHIFT);
-	page = pfn_to_page(mm->virt->phys, pfn);
-	if (!page || !page->refcount || !(page->flags & PG_KERNEL) || page->mapping != mm->id ||
-	    page_order(page) != order || !pgtable_lookup(mm, addr, &ref) || !*ref.entry)
-		return ARENA_E_INVALID;
+	if (!block_is_mapped(mm, addr, pfn, order))
+		return resumed ? 0 : ARENA_E_INVALID;
 	/* All or nothing: a block without its first entry could not be named any more. */
 	r = limbo_reserve(mm, (1u << order) * (1 + ARENA_TABLE_LEVELS));
 	if (r)
 		return r;
+	call_prepare(mm->virt, VIRT_CALL_FREE_PAGES, mm->id, addr, order, 0, 0);
 	r = zap_range(mm, addr, end, &any);
 	if (any)
 		flush_post(mm, ARENA_FLUSH_UNMAP, addr, end);

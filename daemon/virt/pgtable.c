@@ -217,6 +217,10 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 		entries[i] = base | ((uint64_t)(first + i) << ARENA_PTE_PFN_SHIFT);
 	truth_count();
 	mm->tables[table].used = ARENA_PTRS_PER_TABLE;
+	mm->leaves--;
+	state_event(v->state, EV_THP_SPLIT_PMD, 1);
+	/* 512 entries of one block are right at any time, an entry for 512 blocks would not be. */
+	pte_switch(mm, ref, ENTRY_TABLE(table));
 	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER) {
 		/* Ours alone: the block becomes single frames, each with its own entry. */
 		split_page(v->phys, head);
@@ -230,9 +234,6 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 			page->mapcount++;
 		}
 	}
-	mm->leaves--;
-	state_event(v->state, EV_THP_SPLIT_PMD, 1);
-	pte_switch(mm, ref, ENTRY_TABLE(table));
 	ref_at(mm, table, addr, 0, ref);
 	return 0;
 }

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 
 #include "daemon/virt/internal.h"
+#include "daemon/virt/resume.h"
 
 #define SEGMENT_SPAN_MIN (UINT64_C(1) << 30)
 
@@ -61,7 +62,7 @@ static int handle_alloc(struct mm *mm, uint32_t *out)
 			return 0;
 		}
 	}
-	if (mm->nr_handles >= MM_MAX_HANDLES)
+	if (mm->nr_handles >= ARENA_MM_MAX_HANDLES)
 		return ARENA_E_TOO_MANY;
 	n = mm->nr_handles ? mm->nr_handles * 2 : 4;
 	grown = mem_grow(mm->handles, mm->nr_handles, n, sizeof(*grown));
@@ -71,6 +72,32 @@ static int handle_alloc(struct mm *mm, uint32_t *out)
 	mm->handles = grown;
 	mm->nr_handles = n;
 	return 0;
+}
+
+/* Truth: the object is stored last, and cleared first. */
+static void handle_set(struct mm *mm, uint32_t handle, struct object *o, uint32_t slot,
+		       bool writable)
+{
+	struct arena_handle_record *r = &mm->handle_records[handle - 1];
+
+	o->nr_handles++;
+	slot_use(mm, slot);
+	mm->handles[handle - 1] = (struct handle){.object = o, .slot = slot, .writable = writable};
+	truth_store(&r->slot, slot);
+	truth_store(&r->writable, (uint32_t)writable);
+	truth_store(&r->object, o->id);
+}
+
+static void handle_clear(struct mm *mm, uint32_t handle)
+{
+	struct handle *h = &mm->handles[handle - 1];
+	struct object *o = h->object;
+
+	truth_store(&mm->handle_records[handle - 1].object, 0u);
+	h->object = NULL;
+	slot_unuse(mm, h->slot);
+	o->nr_handles--;
+	object_release(o);
 }
 
 static int segment_create(struct mm *mm, const struct credentials *cred,
@@ -87,8 +114,6 @@ static int segment_create(struct mm *mm, const struct credentials *cred,
 			return r;
 	}
 	r = object_create(v, OBJECT_SEGMENT, d, open->name, cred, open->mode & 0777, out);
-	if (!r)
-		(*out)->readonly_slots = own;
 	if (own)
 		domain_put(d);
 	return r;
@@ -102,15 +127,11 @@ static void segment_remove_name(struct object *o)
 	object_release(o);
 }
 
-int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segment_open *open)
+static int open_check(const struct object *o, const struct credentials *cred,
+		      const struct segment_open *open)
 {
 	bool write = (open->oflag & O_ACCMODE) == O_RDWR;
-	struct object *o = object_by_name(mm->virt, open->name);
-	bool created = !o;
-	struct handle *h;
-	int r;
 
-	CONTROL_THREAD();
 	if (!write && (open->oflag & O_ACCMODE) != O_RDONLY)
 		return ARENA_E_INVALID;
 	if (o && (open->oflag & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
@@ -119,11 +140,74 @@ int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segmen
 		return ARENA_E_NOT_FOUND;
 	if (o && !permitted(o->record, cred, write || (open->oflag & O_TRUNC) ? 6 : 4))
 		return ARENA_E_ACCESS;
+	return 0;
+}
+
+static int open_answer(const struct mm *mm, struct segment_open *open)
+{
+	const struct handle *h = &mm->handles[open->handle - 1];
+
+	open->slot = h->slot;
+	open->slot_fd = open->slot_new ? domain_fd(h->object->domain) : -1;
+	open->slot_readonly = mm->slots[h->slot].readonly;
+	open->size = h->object->size;
+	return 0;
+}
+
+/*
+ * What a worker before us did of this call. True: all of it, *open is the answer; the slot's
+ * descriptor may not have been delivered. Else *made is the segment that it made for the caller.
+ */
+static bool open_resume(struct mm *mm, const struct credentials *cred, struct segment_open *open,
+			struct object **made)
+{
+	uint64_t arg[JOURNAL_ARGS];
+	const struct handle *h;
+	struct object *o;
+
+	*made = NULL;
+	if (!call_resume(mm->virt, VIRT_CALL_OPEN, mm->id, arg))
+		return false;
+	h = mm_handle(mm, (uint32_t)arg[1]);
+	if (h && h->object->id == arg[2]) {
+		open->handle = (uint32_t)arg[1];
+		open->slot_new = h->slot != 0;
+		open_answer(mm, open);
+		return true;
+	}
+	o = arg[3] ? object_by_name(mm->virt, open->name) : NULL;
+	if (o && o->id == arg[2] && o->record->uid == cred->uid)
+		*made = o;
+	return false;
+}
+
+int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segment_open *open)
+{
+	bool write = (open->oflag & O_ACCMODE) == O_RDWR, created;
+	struct object *o;
+	int r;
+
+	CONTROL_THREAD();
+	if (open_resume(mm, cred, open, &o))
+		return 0;
+	created = o;
+	if (!o) {
+		o = object_by_name(mm->virt, open->name);
+		r = open_check(o, cred, open);
+		if (r)
+			return r;
+	}
 	r = handle_alloc(mm, &open->handle);
-	if (!r && !o)
+	if (r)
+		return r;
+	call_prepare(mm->virt, VIRT_CALL_OPEN, mm->id, open->handle,
+		     o ? o->id : mm->virt->state->header->next_object, created || !o, 0);
+	if (!o) {
+		created = true;
 		r = segment_create(mm, cred, open, &o);
-	else if (!r && (open->oflag & O_TRUNC))
+	} else if (!created && (open->oflag & O_TRUNC)) {
 		r = object_resize(o, 0, mm, NULL);
+	}
 	if (r)
 		return r;
 	r = slot_get(mm, o->domain, !write && o->readonly_slots, &open->slot, &open->slot_new);
@@ -132,29 +216,22 @@ int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segmen
 			segment_remove_name(o);
 		return r;
 	}
-	o->nr_handles++;
-	slot_use(mm, open->slot);
-	h = &mm->handles[open->handle - 1];
-	*h = (struct handle){.object = o, .slot = open->slot, .writable = write};
-	open->slot_fd = open->slot_new ? domain_fd(o->domain) : -1;
-	open->slot_readonly = mm->slots[open->slot].readonly;
-	open->size = o->size;
-	return 0;
+	handle_set(mm, open->handle, o, open->slot, write);
+	return open_answer(mm, open);
 }
 
 int mm_close_segment(struct mm *mm, uint32_t handle)
 {
 	struct handle *h = mm_handle(mm, handle);
-	struct object *o;
+	uint64_t arg[JOURNAL_ARGS];
 
 	CONTROL_THREAD();
+	if (call_resume(mm->virt, VIRT_CALL_CLOSE, mm->id, arg) && arg[1] == handle && !h)
+		return 0;
 	if (!h)
 		return ARENA_E_INVALID;
-	o = h->object;
-	h->object = NULL;
-	slot_unuse(mm, h->slot);
-	o->nr_handles--;
-	object_release(o);
+	call_prepare(mm->virt, VIRT_CALL_CLOSE, mm->id, handle, h->object->id, 0, 0);
+	handle_clear(mm, handle);
 	return 0;
 }
 
@@ -163,7 +240,8 @@ void mm_close_handles(struct mm *mm)
 	uint32_t i;
 
 	for (i = 1; i <= mm->nr_handles; i++)
-		mm_close_segment(mm, i);
+		if (mm->handles[i - 1].object)
+			handle_clear(mm, i);
 	free(mm->handles);
 }
 
@@ -192,12 +270,17 @@ int mm_stat_segment(struct mm *mm, uint32_t handle, int64_t *size)
 int segment_unlink(struct virt *v, const struct credentials *cred, const char *name)
 {
 	struct object *o = object_by_name(v, name);
+	uint64_t arg[JOURNAL_ARGS];
 
 	CONTROL_THREAD();
+	/* The name is gone: a worker before us did that. */
+	if (call_resume(v, VIRT_CALL_UNLINK, 0, arg) && !o && arg[2] == cred->uid)
+		return 0;
 	if (!o)
 		return ARENA_E_NOT_FOUND;
 	if (cred->uid != 0 && cred->uid != o->record->uid)
 		return ARENA_E_ACCESS;
+	call_prepare(v, VIRT_CALL_UNLINK, 0, o->id, cred->uid, 0, 0);
 	segment_remove_name(o);
 	return 0;
 }

@@ -4,6 +4,10 @@
  * that slot's file. Slot 0 is the client's own domain for ever; others come with segments in domains
  * of their own, one per (domain, read-only), and end with their last handle or VMA; the number is
  * then used again, and the client replaces its descriptor when a reply brings a new one.
+ *
+ * Truth: the records in the mm file, whose domain is stored last and cleared first. They say whose
+ * frames the client may have mapped, also those it was told to drop; so a slot without users lingers
+ * until every flush posted by then is acknowledged.
  */
 #include "daemon/virt/internal.h"
 
@@ -22,6 +26,17 @@ static int slot_grow(struct mm *mm)
 	return 0;
 }
 
+static void slot_revive(struct mm *mm, struct slot *s)
+{
+	bool before = mm_flush_pending(mm);
+
+	if (!s->linger)
+		return;
+	s->linger = 0;
+	mm->nr_lingering--;
+	flush_note_pending(mm, before);
+}
+
 int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, bool *is_new)
 {
 	uint32_t i, free_slot = UINT32_MAX;
@@ -32,7 +47,8 @@ int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, boo
 
 		if (s->domain == d && s->readonly == readonly) {
 			*slot = i;
-			*is_new = false;
+			*is_new = s->linger;
+			slot_revive(mm, s);
 			return 0;
 		}
 		if (!s->domain && free_slot == UINT32_MAX)
@@ -45,6 +61,8 @@ int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, boo
 			return r;
 	}
 	mm->slots[free_slot] = (struct slot){.domain = domain_get(d), .readonly = readonly};
+	truth_store(&mm->slot_records[free_slot].readonly, (uint32_t)readonly);
+	truth_store(&mm->slot_records[free_slot].domain, domain_id(d));
 	*slot = free_slot;
 	*is_new = true;
 	return 0;
@@ -55,14 +73,51 @@ void slot_use(struct mm *mm, uint32_t slot)
 	mm->slots[slot].users++;
 }
 
-void slot_unuse(struct mm *mm, uint32_t slot)
+static void slot_end(struct mm *mm, uint32_t slot)
 {
 	struct slot *s = &mm->slots[slot];
 
+	s->linger = 0;
+	truth_store(&mm->slot_records[slot].domain, 0u);
+	s->domain = domain_put(s->domain);
+}
+
+void slot_unuse(struct mm *mm, uint32_t slot)
+{
+	struct slot *s = &mm->slots[slot];
 	ASSERT(s->users);
 	if (--s->users || slot == 0)
 		return;
-	s->domain = domain_put(s->domain);
+	slot_linger(mm, slot);
+}
+
+void slot_linger(struct mm *mm, uint32_t slot)
+{
+	bool before = mm_flush_pending(mm);
+	uint64_t last = limbo_last(mm);
+
+	if (mm->dying || last <= mm->acked) {
+		slot_end(mm, slot);
+		return;
+	}
+	mm->slots[slot].linger = last;
+	mm->nr_lingering++;
+	flush_note_pending(mm, before);
+}
+
+/* The caller notes what that does to mm_flush_pending(). */
+void slot_end_lingering(struct mm *mm, uint64_t acked)
+{
+	uint32_t i;
+
+	for (i = 0; i < mm->nr_slots && mm->nr_lingering; i++) {
+		struct slot *s = &mm->slots[i];
+
+		if (!s->linger || s->linger > acked)
+			continue;
+		mm->nr_lingering--;
+		slot_end(mm, i);
+	}
 }
 
 void slot_free_all(struct mm *mm)

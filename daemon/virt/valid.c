@@ -53,7 +53,8 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 			 (unsigned long)addr, slot);
 	else if (mm->slots[slot].readonly && (entry & ARENA_PTE_WRITE))
 		COMPLAIN(c, "mm %u: writable entry in a read-only slot", mm->id);
-	if ((page->flags & (PG_ANON | PG_KERNEL)) && page->mapping != mm->id)
+	if ((page->flags & PG_ANON && page->mapping != mm->anon_family) ||
+	    (page->flags & PG_KERNEL && page->mapping != mm->id))
 		COMPLAIN(c, "frame %u belongs to mm %u, mapped by %u", head, page->mapping, mm->id);
 	if (ref->level)
 		k->leaves++;
@@ -122,6 +123,72 @@ static void check_vmas(struct mm *mm, struct counts *c)
 		COMPLAIN(c, "mm %u: total_vm or an open transaction", mm->id);
 }
 
+static void check_slots(struct mm *mm, struct counts *c)
+{
+	uint32_t i, lingering = 0;
+
+	for (i = 0; i < mm->nr_slots; i++) {
+		const struct slot *s = &mm->slots[i];
+		const struct arena_slot_record *r = &mm->slot_records[i];
+
+		if (r->domain != (s->domain ? domain_id(s->domain) : 0) ||
+		    (s->domain && r->readonly != s->readonly))
+			COMPLAIN(c, "mm %u: slot %u differs from its record", mm->id, i);
+		if (s->linger && (s->users || !s->domain || s->linger > mm->posted))
+			COMPLAIN(c, "mm %u: slot %u lingers for no reason", mm->id, i);
+		if (!s->users && s->domain && !s->linger)
+			COMPLAIN(c, "mm %u: slot %u has no users", mm->id, i);
+		lingering += s->linger != 0;
+	}
+	if (lingering != mm->nr_lingering)
+		COMPLAIN(c, "mm %u: %u slots linger, %u counted", mm->id, lingering,
+			 mm->nr_lingering);
+}
+
+static void check_handles(struct mm *mm, struct counts *c)
+{
+	uint32_t i;
+
+	for (i = 0; i < mm->nr_handles; i++) {
+		const struct handle *h = &mm->handles[i];
+		const struct arena_handle_record *r = &mm->handle_records[i];
+
+		if (r->object != (h->object ? h->object->id : 0) ||
+		    (h->object && (r->slot != h->slot || r->writable != h->writable)))
+			COMPLAIN(c, "mm %u: handle %u differs from its record", mm->id, i + 1);
+		if (h->object && mm->slots[h->slot].domain != h->object->domain)
+			COMPLAIN(c, "mm %u: handle %u has a wrong slot", mm->id, i + 1);
+	}
+}
+
+/* Handles and VMAs use what they say they use. */
+static void check_users(struct mm *mm, struct counts *c)
+{
+	uint32_t i, users = 1, found = 0; /* slot 0 is the mm's own */
+	struct vma *v;
+
+	for (i = 0; i < mm->nr_slots; i++)
+		found += mm->slots[i].users;
+	for (i = 0; i < mm->nr_handles; i++)
+		users += mm->handles[i].object != NULL;
+	RB_FOREACH(v, vma_tree, &mm->vmas)
+		users += v->object != NULL;
+	if (users != found)
+		COMPLAIN(c, "mm %u: slots have %u users, %u counted", mm->id, users, found);
+}
+
+static void check_header(const struct mm *mm, struct counts *c)
+{
+	const struct arena_mm_header *h = mm->header;
+
+	if (h->magic != ARENA_MM_MAGIC || h->mm_id != mm->id || h->next_seq != mm->posted ||
+	    h->anon_family != mm->anon_family)
+		COMPLAIN(c, "mm %u: header", mm->id);
+	if (mm->record->id != mm->id || mm->record->state != 1 ||
+	    mm->record->domain != domain_id(mm->domain))
+		COMPLAIN(c, "mm %u: record", mm->id);
+}
+
 static void check_mm(struct mm *mm, struct counts *c)
 {
 	struct mm_check k = {.c = c};
@@ -155,6 +222,10 @@ static void check_mm(struct mm *mm, struct counts *c)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
 			 mm->nr_live_tables);
 	check_vmas(mm, c);
+	check_slots(mm, c);
+	check_handles(mm, c);
+	check_users(mm, c);
+	check_header(mm, c);
 }
 
 static void check_object(struct object *o, struct counts *c)

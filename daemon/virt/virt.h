@@ -46,6 +46,8 @@ struct mm_params {
 	uint64_t window_base, window_size;
 	const struct credentials *cred;
 	const char *comm;
+	uint32_t peer;       /* its connection: client-PEER of the store */
+	uint64_t start_time; /* of the process, os_process_start() */
 	bool process_domain; /* isolation=process: a domain of its own, else its uid's */
 };
 

@@ -146,7 +146,9 @@ struct arena_mm_header {
 	uint64_t brk;          /* current program break */
 	uint8_t token[16];     /* secret of this address space, for reconnection */
 	uint64_t next_seq;     /* flush sequence last posted */
-	uint64_t reserved[47];
+	uint32_t anon_family;  /* whose anonymous frames entries may point to: the mm's own id */
+	uint32_t reserved32;
+	uint64_t reserved[46];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];
 };
