@@ -23,6 +23,9 @@ int os_memfd(const char *name, uint64_t size);
 int os_memfd_size(int fd, uint64_t *size);
 /* The name os_memfd() was given, at most size - 1 bytes; -EINVAL: it is none. Not signal-safe. */
 int os_memfd_name(int fd, char *name, size_t size);
+/* The first part of the file at or after `from` that the host has backed; it may be longer than what was
+ * written. False: there is none. Moves the file's offset. */
+bool os_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end);
 /* A second, read-only descriptor of the same file. */
 int os_reopen_readonly(int fd);
 /* Give the range back to the host: it reads as zeros afterwards. */

@@ -100,6 +100,20 @@ int os_memfd_name(int fd, char *name, size_t size)
 	return 0;
 }
 
+bool os_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end)
+{
+	off_t data = lseek(fd, (off_t)from, SEEK_DATA), hole;
+
+	if (data < 0)
+		return false;
+	hole = lseek(fd, data, SEEK_HOLE);
+	if (hole <= data)
+		return false;
+	*start = (uint64_t)data;
+	*end = (uint64_t)hole;
+	return true;
+}
+
 int os_reopen_readonly(int fd)
 {
 	char path[32] = "/proc/self/fd/";

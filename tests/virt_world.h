@@ -10,7 +10,9 @@
 
 #define NR_CLIENTS 5
 #define NR_WAITS 16
+#ifndef ARENA_BYTES
 #define ARENA_BYTES (UINT64_C(512) << 20)
+#endif
 
 static struct world {
 	struct fake_machine m;
@@ -133,19 +135,25 @@ static inline uint64_t random_addr(struct mclient *mc)
 
 static const gid_t some_groups[] = {50, 1000};
 
-static inline void client_new(struct mclient *mc)
+static inline void client_start(struct mclient *mc, uid_t uid, uint64_t base)
 {
-	static const uid_t uids[] = {1000, 1000, 1001, 1002, 0};
-	uid_t uid = uids[below(ARRAY_SIZE(uids))];
-
 	memset(mc, 0, sizeof(*mc));
-	mc->base = chance(80) ? ARENA_WINDOW_BASE : ARENA_WINDOW_BASE + (UINT64_C(1) << 40);
-	mc->deaf = chance(15);
+	mc->base = base;
 	assert_int_equal(client_try_up(&w.m, uid, w.next_pid++, mc->base, &mc->c), 0);
 	if (uid == 1002) {
 		mc->c->cred.groups = some_groups;
 		mc->c->cred.nr_groups = ARRAY_SIZE(some_groups);
 	}
+}
+
+static inline void client_new(struct mclient *mc)
+{
+	static const uid_t uids[] = {1000, 1000, 1001, 1002, 0};
+	uid_t uid = uids[below(ARRAY_SIZE(uids))];
+
+	client_start(mc, uid,
+		     chance(80) ? ARENA_WINDOW_BASE : ARENA_WINDOW_BASE + (UINT64_C(1) << 40));
+	mc->deaf = chance(15);
 }
 
 static inline void client_end(struct mclient *mc)

@@ -237,7 +237,7 @@ struct object_record {
 	uint32_t domain;
 	uint32_t uid, gid, mode;
 	uint32_t unlinked;
-	uint32_t slot_hint;
+	uint32_t checksum; /* of id, domain, uid, gid, mode, name: object_checksum() */
 	uint64_t size;    /* bytes */
 	uint64_t address; /* common address in all clients */
 	uint64_t span;    /* bytes of address space set aside at `address` */
@@ -250,6 +250,7 @@ struct mm_record {
 	uint32_t pid, uid, gid;
 	uint32_t domain;
 	uint32_t peer;       /* id of its connection (client-PEER in the store) */
+	uint32_t checksum;   /* of what does not change: mm_checksum() of daemon/virt */
 	uint64_t start_time; /* of the process, /proc/PID/stat's field 22: pids are used again */
 	char comm[32];
 };

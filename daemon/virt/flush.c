@@ -17,7 +17,8 @@
 
 bool mm_flush_pending(const struct mm *mm)
 {
-	return mm->limbo.count || !TAILQ_EMPTY(&mm->waiters) || mm->nr_lingering;
+	return !mm->condemned &&
+	       (mm->limbo.count || !TAILQ_EMPTY(&mm->waiters) || mm->nr_lingering);
 }
 
 void flush_note_pending(struct mm *mm, bool before)
@@ -89,7 +90,7 @@ static void limbo_let_go(struct mm *mm, const struct limbo_item *item)
 	mm->limbo.pages -= item->pages;
 	mm->virt->limbo_pages -= item->pages;
 	state_event(mm->virt->state, EV_ARENA_LIMBO_LEAVE, 1);
-	put_page(mm->virt->phys, item->number);
+	page_leave_limbo(mm->virt->phys, item->number);
 }
 
 static bool limbo_release(struct mm *mm, uint64_t upto)
@@ -253,6 +254,17 @@ bool virt_flush_pending(const struct virt *v)
 uint64_t virt_limbo_pages(const struct virt *v)
 {
 	return v->limbo_pages;
+}
+
+void limbo_forget(struct mm *mm)
+{
+	bool before = mm_flush_pending(mm);
+
+	mm->virt->limbo_pages -= mm->limbo.pages;
+	free(mm->limbo.ring);
+	mm->limbo = (struct limbo){0};
+	mm->nr_lingering = 0;
+	flush_note_pending(mm, before);
 }
 
 void flush_drop_all(struct mm *mm)

@@ -153,11 +153,14 @@ struct mm {
 	struct limbo limbo;
 	uint64_t posted, acked;
 	uint64_t recovered; /* the whole flush that recovery posted */
-	bool kicked; /* flush_kick is set */
+	uint64_t partial;   /* recovery: a block of the direct map that lacks entries, until ... */
+	unsigned partial_order; /* ... it is taken away; its order + 1, or 0 */
+	bool kicked;            /* flush_kick is set */
 	struct flush_waiter_list waiters;
 	bool process_domain;
-	bool kept;  /* its files may be in the store */
-	bool dying; /* the client maps nothing any more: nothing waits in limbo */
+	bool kept;      /* its files may be in the store */
+	bool condemned; /* recovery could not have it: nothing but record, domain and limbo */
+	bool dying;     /* the client maps nothing any more: nothing waits in limbo */
 
 	struct slot *slots;
 	uint32_t nr_slots, nr_lingering;
@@ -194,6 +197,7 @@ struct object {
 	unsigned nr_handles, nr_vmas;
 	struct vma_list vmas;
 	struct chunk *chunks;
+	struct chunk *last; /* found last */
 	bool hash_failed;
 	UT_hash_handle by_name;
 	LIST_ENTRY(object) link;
@@ -207,7 +211,7 @@ LIST_HEAD(object_list, object);
 struct virt {
 	struct phys *phys;
 	struct state *state;
-	struct mm_list mms;
+	struct mm_list mms, condemned;
 	uint32_t nr_mms;
 	struct object_list objects;
 	struct object *names;
@@ -220,13 +224,26 @@ struct virt {
 
 /* ---- mm.c ---- */
 
-int mm_map_files(struct mm *mm); /* file and channel_file are there */
+void mm_init(struct mm *mm, struct virt *v, uint32_t id); /* empty */
+int mm_map_files(struct mm *mm);                          /* file and channel_file are there */
+bool mm_window_ok(uint64_t base, uint64_t size);
+uint32_t mm_checksum(const struct mm_record *r);
+void domain_keep(struct virt *v, struct domain *d);
+/* Free every index but the struct, with no word to the truth. */
+void mm_forget(struct mm *mm);
+/* FNV-1a, to notice a flipped bit; start with sum 0. */
+uint32_t checksum_add(uint32_t sum, const void *bytes, size_t n);
 
 /* ---- pgtable.c ---- */
 
 int pgtable_init(struct mm *mm);
 void pgtable_free_index(struct mm *mm);
+int pgtable_reserve_index(struct mm *mm, uint32_t table); /* room to note tables up to this one */
 uint64_t *pgtable_entries(const struct mm *mm, uint32_t table);
+static inline uint64_t pgtable_table_entry(uint32_t table)
+{
+	return ARENA_PTE_PRESENT | (uint64_t)table << ARENA_PTE_PFN_SHIFT;
+}
 /* The entry that maps addr: a leaf (level 1) or level 0. False: a table on the way is missing; *ref
  * then says at which level. */
 bool pgtable_lookup(const struct mm *mm, uint64_t addr, struct pte_ref *ref);
@@ -271,7 +288,11 @@ void vma_remove(struct vma *v); /* its entries are gone already */
 /* Cut so that [start, end) begins and ends at VMA borders. */
 int vma_isolate(struct mm *mm, uint64_t start, uint64_t end);
 void vma_free_all(struct mm *mm);
-uint32_t vma_map_flags_object(const struct vma *v);
+/* Recovery: index the VMA of a live record that was checked, whose object is o. ARENA_E_EXISTS: one
+ * begins there. Then note the free records below `top`. */
+int vma_adopt(struct mm *mm, uint32_t record, struct object *o);
+int vma_adopt_free_records(struct mm *mm, uint32_t top);
+void vma_forget(struct vma *v);
 
 /* ---- area.c ---- */
 
@@ -285,6 +306,8 @@ pfn_t frame_head(const struct virt *v, pfn_t pfn);
 /* Entry value for a frame in a VMA. A private mapping of an object's frame never permits writing. */
 uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead,
 		   bool of_object);
+/* Count an entry in (sign 1) or out (-1) of the statistics of its mm and node. */
+void entry_count(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign);
 /* Install an entry that takes over a reference of the frame's head. */
 void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
@@ -306,6 +329,7 @@ void flush_post(struct mm *mm, enum arena_flush_op op, uint64_t start, uint64_t 
 /* Add to *w a wait for everything posted to mm so far. Without memory for it: no wait. */
 void flush_wait_add(struct flush_wait *w, struct mm *mm);
 void flush_drop_all(struct mm *mm); /* the mm is dying */
+void limbo_forget(struct mm *mm);
 /* The flush that covers everything the client may have mapped without an entry. */
 uint64_t limbo_last(const struct mm *mm);
 /* mm_flush_pending() may have changed from what it was before. */
@@ -332,6 +356,10 @@ pfn_t object_frame(struct object *o, uint64_t pgoff, struct chunk **chunk);
 int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf);
 int object_resize(struct object *o, uint64_t size, const struct mm *caller,
 		  struct flush_wait *wait);
+/* Recovery: an object of a record that was checked, without frames; and its end as an index. */
+int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, struct object **out);
+void object_forget(struct object *o);
+uint32_t object_checksum(const struct object_record *r);
 bool object_leaf_fits(const struct object *o, uint64_t chunk_index);
 
 /* ---- segment.c ---- */

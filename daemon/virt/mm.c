@@ -27,6 +27,7 @@ int virt_create(struct phys *p, struct virt **out)
 	v->phys = p;
 	v->state = phys_state(p);
 	LIST_INIT(&v->mms);
+	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
 	*out = v;
 	return 0;
@@ -40,6 +41,8 @@ struct virt *virt_destroy(struct virt *v)
 	if (!v)
 		return NULL;
 	BUG_ON(!LIST_EMPTY(&v->mms));
+	while (!LIST_EMPTY(&v->condemned))
+		mm_destroy(LIST_FIRST(&v->condemned));
 	for (o = LIST_FIRST(&v->objects); o; o = next) {
 		next = LIST_NEXT(o, link);
 		if (!o->record->unlinked) {
@@ -125,25 +128,6 @@ static int files_open(struct mm *mm)
 	return 0;
 }
 
-static int header_write(struct mm *mm, const struct mm_params *p)
-{
-	struct arena_mm_header h = {
-		.abi_major = ARENA_ABI_MAJOR,
-		.abi_minor = ARENA_ABI_MINOR,
-		.mm_id = mm->id,
-		.anon_family = mm->id,
-	};
-
-	mm->anon_family = h.anon_family;
-	layout(&h, p, phys_nr_frames(mm->virt->phys));
-	if (getrandom(h.token, sizeof(h.token), 0) != sizeof(h.token))
-		return -EIO;
-	truth_fill(mm->header, &h, sizeof(h));
-	truth_store(&mm->header->magic, ARENA_MM_MAGIC);
-	mm->search_from = h.mmap_base;
-	return 0;
-}
-
 static struct mm_record *record_find(struct state *s)
 {
 	uint32_t i;
@@ -154,9 +138,54 @@ static struct mm_record *record_find(struct state *s)
 	return NULL;
 }
 
-static int record_write(struct mm *mm, const struct mm_params *p)
+static int header_write(struct mm *mm, const struct mm_params *p)
 {
 	struct state *s = mm->virt->state;
+	struct arena_mm_header h = {
+		.abi_major = ARENA_ABI_MAJOR,
+		.abi_minor = ARENA_ABI_MINOR,
+		.mm_id = mm->id,
+		.anon_family = mm->id,
+	};
+
+	mm->record = record_find(s);
+	if (!mm->record)
+		return ARENA_E_TOO_MANY;
+	h.record = (uint32_t)(mm->record - s->mms);
+	mm->anon_family = h.anon_family;
+	layout(&h, p, phys_nr_frames(mm->virt->phys));
+	if (getrandom(h.token, sizeof(h.token), 0) != sizeof(h.token))
+		return -EIO;
+	truth_fill(mm->header, &h, sizeof(h));
+	truth_store(&mm->header->magic, ARENA_MM_MAGIC);
+	mm->search_from = h.mmap_base;
+	return 0;
+}
+
+uint32_t checksum_add(uint32_t sum, const void *bytes, size_t n)
+{
+	const uint8_t *b = bytes;
+
+	sum ^= 0x811c9dc5u;
+	while (n--)
+		sum = (sum ^ *b++) * 0x01000193u;
+	return sum;
+}
+
+uint32_t mm_checksum(const struct mm_record *r)
+{
+	uint32_t sum = checksum_add(0, &r->id, sizeof(r->id));
+
+	sum = checksum_add(sum, &r->pid, sizeof(r->pid));
+	sum = checksum_add(sum, &r->uid, sizeof(r->uid));
+	sum = checksum_add(sum, &r->gid, sizeof(r->gid));
+	sum = checksum_add(sum, &r->domain, sizeof(r->domain));
+	sum = checksum_add(sum, &r->start_time, sizeof(r->start_time));
+	return checksum_add(sum, r->comm, sizeof(r->comm));
+}
+
+static int record_write(struct mm *mm, const struct mm_params *p)
+{
 	int e;
 	struct mm_record r = {
 		.id = mm->id,
@@ -168,10 +197,8 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 		.start_time = p->start_time,
 	};
 
-	mm->record = record_find(s);
-	if (!mm->record)
-		return ARENA_E_TOO_MANY;
 	snprintf(r.comm, sizeof(r.comm), "%s", p->comm ? p->comm : "");
+	r.checksum = mm_checksum(&r);
 	mm->kept = true;
 	e = store_add_number("mm", mm->id, mm->file);
 	if (!e)
@@ -183,7 +210,7 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 	return 0;
 }
 
-static void domain_keep(struct virt *v, struct domain *d)
+void domain_keep(struct virt *v, struct domain *d)
 {
 	struct domain **slot = &v->kept[v->next_kept];
 	unsigned i;
@@ -212,15 +239,20 @@ static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id,
 	return 0;
 }
 
-static bool window_ok(const struct mm_params *p)
+bool mm_window_ok(uint64_t base, uint64_t size)
 {
-	return IS_ALIGNED(p->window_base, ARENA_WINDOW_ALIGN) &&
-	       IS_ALIGNED(p->window_size, ARENA_WINDOW_ALIGN) &&
-	       p->window_size >= ARENA_WINDOW_SIZE_MIN &&
+	return IS_ALIGNED(base, ARENA_WINDOW_ALIGN) && IS_ALIGNED(size, ARENA_WINDOW_ALIGN) &&
+	       size >= ARENA_WINDOW_SIZE_MIN &&
 	       /* a frame's index in its mm is 32 bits */
-	       p->window_size <= ARENA_PAGE_SIZE << 32 && p->window_base &&
-	       p->window_base < UINT64_C(1) << 47 &&
-	       p->window_base + p->window_size <= UINT64_C(1) << 47;
+	       size <= ARENA_PAGE_SIZE << 32 && base && base < UINT64_C(1) << 47 &&
+	       base + size <= UINT64_C(1) << 47;
+}
+
+void mm_init(struct mm *mm, struct virt *v, uint32_t id)
+{
+	*mm = (struct mm){.virt = v, .id = id, .file = -1, .channel_file = -1};
+	RB_INIT(&mm->vmas);
+	TAILQ_INIT(&mm->waiters);
 }
 
 /* The one that a worker before us made for this caller. */
@@ -245,7 +277,7 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	int r;
 
 	CONTROL_THREAD();
-	if (!window_ok(p))
+	if (!mm_window_ok(p->window_base, p->window_size))
 		return ARENA_E_INVALID;
 	*out = attach_resume(v, p);
 	if (*out)
@@ -253,12 +285,8 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	mm = mem_alloc(sizeof(*mm));
 	if (!mm)
 		return ARENA_E_NO_MEMORY;
-	mm->virt = v;
-	mm->file = mm->channel_file = -1;
+	mm_init(mm, v, v->state->header->next_mm);
 	mm->process_domain = p->process_domain;
-	RB_INIT(&mm->vmas);
-	TAILQ_INIT(&mm->waiters);
-	mm->id = v->state->header->next_mm;
 	call_prepare(v, VIRT_CALL_ATTACH, 0, mm->id, p->peer, 0, 0);
 	truth_store(&v->state->header->next_mm, mm->id + 1);
 	LIST_INSERT_HEAD(&v->mms, mm, link);
@@ -338,7 +366,7 @@ struct mm *mm_destroy(struct mm *mm)
 	if (mm->channel_file >= 0)
 		close(mm->channel_file);
 	LIST_REMOVE(mm, link);
-	v->nr_mms--;
+	v->nr_mms -= !mm->condemned;
 	free(mm);
 	return NULL;
 }

@@ -3,7 +3,8 @@
  * object.c - segments and shared anonymous memory: named or unnamed sequences of pages.
  *
  * Truth: the object's record (its kind is stored last and cleared first), and in mem_map the frames
- * that say PG_OBJECT, this id, and their page of the object. Index: a hash of 2 MiB chunks, each
+ * that say PG_OBJECT, this id, and their page of the object; id 0 in a frame that the object has let
+ * go and that waits in limbo. Index: a hash of 2 MiB chunks, each
  * one leaf or 512 single frames. The object holds one reference of every frame of its own; entries
  * hold more.
  *
@@ -40,6 +41,17 @@ static struct object_record *record_find(struct virt *v)
 	return NULL;
 }
 
+uint32_t object_checksum(const struct object_record *r)
+{
+	uint32_t sum = checksum_add(0, &r->id, sizeof(r->id));
+
+	sum = checksum_add(sum, &r->domain, sizeof(r->domain));
+	sum = checksum_add(sum, &r->uid, sizeof(r->uid));
+	sum = checksum_add(sum, &r->gid, sizeof(r->gid));
+	sum = checksum_add(sum, &r->mode, sizeof(r->mode));
+	return checksum_add(sum, r->name, sizeof(r->name));
+}
+
 static int record_write(struct virt *v, struct object *o, const char *name,
 			const struct credentials *cred, uint32_t mode)
 {
@@ -57,6 +69,7 @@ static int record_write(struct virt *v, struct object *o, const char *name,
 	r.mode = mode;
 	if (name)
 		memcpy(r.name, name, strlen(name) + 1);
+	r.checksum = object_checksum(&r);
 	truth_fill(o->record, &r, sizeof(r));
 	truth_store(&o->record->kind, (uint32_t)o->kind);
 	return 0;
@@ -106,9 +119,13 @@ struct object *object_by_name(struct virt *v, const char *name)
 
 static struct chunk *chunk_find(struct object *o, uint64_t index)
 {
-	struct chunk *c;
+	struct chunk *c = o->last;
 
+	if (c && c->index == index)
+		return c;
 	HASH_FIND(hh, o->chunks, &index, sizeof(index), c);
+	if (c)
+		o->last = c;
 	return c;
 }
 
@@ -138,6 +155,8 @@ static struct chunk *chunk_make(struct object *o, uint64_t index, bool pages)
 static void chunk_free(struct object *o, struct chunk *c)
 {
 	HASH_DELETE(hh, o->chunks, c);
+	if (o->last == c)
+		o->last = NULL;
 	free(c->pages);
 	free(c);
 }
@@ -177,10 +196,15 @@ int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf)
 	return 0;
 }
 
-/* The object lets a frame go; entries in limbo may keep it for a while. */
+/* The object lets a frame go; entries in limbo may keep it for a while. Recovery must not take it for
+ * the object's then, which may have grown again. */
 static void drop_frame(struct object *o, pfn_t pfn, int64_t n)
 {
+	struct page *page = pfn_to_page(o->virt->phys, pfn);
 	struct node *node = frame_node(o, pfn);
+
+	if (page->refcount > 1)
+		truth_store(&page->mapping, 0u);
 
 	phys_node_stat_add(node, NR_SHMEM, -n);
 	phys_node_stat_add(node, NR_FILE_PAGES, -n);
@@ -327,4 +351,46 @@ int object_resize(struct object *o, uint64_t size, const struct mm *caller, stru
 	truth_store(&o->record->size, size);
 	drop_frames_from(o, size);
 	return 0;
+}
+
+/* ---- recovery ------------------------------------------------------------------------------------------ */
+
+int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, struct object **out)
+{
+	struct object *o = mem_alloc(sizeof(*o));
+
+	if (!o)
+		return ARENA_E_NO_MEMORY;
+	o->virt = v;
+	o->record = rec;
+	o->id = rec->id;
+	o->kind = rec->kind;
+	o->size = rec->size;
+	o->domain = d;
+	o->readonly_slots = domain_kind(d) == DOMAIN_SEGMENT;
+	LIST_INIT(&o->vmas);
+	if (o->kind == OBJECT_SEGMENT && !rec->unlinked) {
+		HASH_ADD_KEYPTR(by_name, v->names, rec->name, strlen(rec->name), o);
+		if (o->hash_failed) {
+			free(o);
+			return ARENA_E_NO_MEMORY;
+		}
+	}
+	LIST_INSERT_HEAD(&v->objects, o, link);
+	domain_get(d);
+	*out = o;
+	return 0;
+}
+
+void object_forget(struct object *o)
+{
+	struct chunk *c, *next;
+
+	HASH_ITER(hh, o->chunks, c, next)
+		chunk_free(o, c);
+	if (o->kind == OBJECT_SEGMENT && !o->record->unlinked)
+		HASH_DELETE(by_name, o->virt->names, o);
+	LIST_REMOVE(o, link);
+	domain_put(o->domain);
+	free(o);
 }

@@ -15,15 +15,13 @@
  */
 #include "daemon/virt/internal.h"
 
-#define ENTRY_TABLE(t) (ARENA_PTE_PRESENT | ((uint64_t)(t) << ARENA_PTE_PFN_SHIFT))
-
 uint64_t *pgtable_entries(const struct mm *mm, uint32_t table)
 {
 	return (uint64_t *)(void *)(mm->base + ARENA_MM_TABLES_OFFSET +
 				    (uint64_t)table * ARENA_PAGE_SIZE);
 }
 
-static int table_reserve_index(struct mm *mm, uint32_t table)
+int pgtable_reserve_index(struct mm *mm, uint32_t table)
 {
 	uint32_t cap = mm->cap_tables ? mm->cap_tables : 8;
 	struct table_info *grown;
@@ -63,7 +61,7 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 		table = mm->header->nr_tables;
 		if (table >= ARENA_MM_MAX_TABLES)
 			return ARENA_E_NO_MEMORY;
-		r = table_reserve_index(mm, table);
+		r = pgtable_reserve_index(mm, table);
 		if (r)
 			return r;
 		truth_store(&mm->header->nr_tables, table + 1);
@@ -160,7 +158,7 @@ int pgtable_get(struct mm *mm, uint64_t addr, unsigned level, struct pte_ref *re
 		r = table_link(mm, ref, &table);
 		if (r)
 			return r;
-		pte_install(mm, ref, ENTRY_TABLE(table));
+		pte_install(mm, ref, pgtable_table_entry(table));
 	}
 }
 
@@ -220,13 +218,14 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	mm->leaves--;
 	state_event(v->state, EV_THP_SPLIT_PMD, 1);
 	/* 512 entries of one block are right at any time, an entry for 512 blocks would not be. */
-	pte_switch(mm, ref, ENTRY_TABLE(table));
-	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER) {
+	pte_switch(mm, ref, pgtable_table_entry(table));
+	if (page->flags & PG_ANON)
+		phys_node_stat_add(phys_node(v->phys, pfn_zone(v->phys, head)->node), NR_ANON_THPS,
+				   -1);
+	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER && !page->private_) {
 		/* Ours alone: the block becomes single frames, each with its own entry. */
 		split_page(v->phys, head);
 		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
-		phys_node_stat_add(phys_node(v->phys, pfn_zone(v->phys, head)->node), NR_ANON_THPS,
-				   -1);
 	} else {
 		/* The block stays whole; its head is now referenced by 512 entries instead of one. */
 		for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {

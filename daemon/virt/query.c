@@ -52,6 +52,11 @@ struct mm *mm_next(struct virt *v, const struct mm *mm)
 	return mm ? LIST_NEXT(mm, link) : LIST_FIRST(&v->mms);
 }
 
+struct mm *mm_next_condemned(struct virt *v, const struct mm *mm)
+{
+	return mm ? LIST_NEXT(mm, link) : LIST_FIRST(&v->condemned);
+}
+
 struct mm *mm_find_pid(struct virt *v, pid_t pid)
 {
 	struct mm *mm;

@@ -47,7 +47,7 @@ static unsigned entry_pages(uint64_t entry)
 	return entry & ARENA_PTE_HUGE ? ARENA_LEAF_PAGES : 1;
 }
 
-static void count_entry(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign)
+void entry_count(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign)
 {
 	int64_t n = entry_pages(entry);
 	struct node *node = frame_node(mm->virt, pfn);
@@ -74,7 +74,7 @@ void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t e
 	struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
 
 	page->mapcount++;
-	count_entry(mm, page, pfn, entry, 1);
+	entry_count(mm, page, pfn, entry, 1);
 	pte_install(mm, ref, entry);
 }
 
@@ -85,9 +85,9 @@ static pfn_t entry_leave(struct mm *mm, uint64_t entry)
 	struct page *page = pfn_to_page(mm->virt->phys, head);
 
 	BUG_ON(!page || !page->mapcount);
-	if (!mm->dying && !(page->flags & PG_LIMBO))
-		truth_store(&page->flags, page->flags | PG_LIMBO);
-	count_entry(mm, page, pfn, entry, -1);
+	if (!mm->dying)
+		page_enter_limbo(mm->virt->phys, head);
+	entry_count(mm, page, pfn, entry, -1);
 	page->mapcount--;
 	return head;
 }
@@ -111,7 +111,7 @@ void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
 	struct page *page = pfn_to_page(mm->virt->phys, pfn);
 
 	page->mapcount++;
-	count_entry(mm, page, pfn, entry, 1);
+	entry_count(mm, page, pfn, entry, 1);
 	pte_switch(mm, ref, entry);
 	limbo_add(mm, LIMBO_FRAME, head, pages);
 }

@@ -8,7 +8,7 @@
 #include "daemon/virt/internal.h"
 
 struct counts {
-	uint32_t *refs, *maps; /* per pfn, of heads */
+	uint32_t *refs, *maps, *limbo; /* per pfn, of heads */
 	uint64_t nr;
 	bool ok;
 };
@@ -189,21 +189,18 @@ static void check_header(const struct mm *mm, struct counts *c)
 		COMPLAIN(c, "mm %u: record", mm->id);
 }
 
-static void check_mm(struct mm *mm, struct counts *c)
+/* Returns the tables that are there. A condemned client is never asked to flush. */
+static uint32_t check_limbo(struct mm *mm, struct counts *c)
 {
-	struct mm_check k = {.c = c};
 	uint32_t i, tables = 0;
 	uint64_t limbo = 0, last = 0;
 
-	pgtable_walk(mm, 0, UINT64_C(1) << 47, check_entry, &k);
-	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
-	    k.leaves != mm->leaves)
-		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	for (i = 0; i < mm->limbo.count; i++) {
 		const struct limbo_item *it =
 			&mm->limbo.ring[(mm->limbo.head + i) & (mm->limbo.capacity - 1)];
 
-		if (it->seq < last || it->seq > mm->posted || it->seq <= mm->acked)
+		if (!mm->condemned &&
+		    (it->seq < last || it->seq > mm->posted || it->seq <= mm->acked))
 			COMPLAIN(c, "mm %u: limbo out of order", mm->id);
 		last = it->seq;
 		if (it->kind == LIMBO_TABLE) {
@@ -211,12 +208,25 @@ static void check_mm(struct mm *mm, struct counts *c)
 			continue;
 		}
 		c->refs[it->number]++;
+		c->limbo[it->number]++;
 		limbo += it->pages;
 		if (!(pfn_to_page(mm->virt->phys, it->number)->flags & PG_LIMBO))
 			COMPLAIN(c, "frame %u in limbo is not marked", it->number);
 	}
 	if (limbo != mm->limbo.pages)
 		COMPLAIN(c, "mm %u: limbo pages are off", mm->id);
+	return tables;
+}
+
+static void check_mm(struct mm *mm, struct counts *c)
+{
+	struct mm_check k = {.c = c};
+	uint32_t tables = check_limbo(mm, c);
+
+	pgtable_walk(mm, 0, UINT64_C(1) << 47, check_entry, &k);
+	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
+	    k.leaves != mm->leaves)
+		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
@@ -285,6 +295,9 @@ static void check_frames(struct virt *v, struct counts *c)
 		if (refs != c->refs[pfn] || maps != c->maps[pfn])
 			COMPLAIN(c, "frame %lu: %u references of %u, %u entries of %u",
 				 (unsigned long)pfn, refs, c->refs[pfn], maps, c->maps[pfn]);
+		if (refs && page->private_ != c->limbo[pfn])
+			COMPLAIN(c, "frame %lu: in %u limbos of %u", (unsigned long)pfn,
+				 page->private_, c->limbo[pfn]);
 	}
 }
 
@@ -299,16 +312,22 @@ bool virt_is_valid(struct virt *v)
 	/* Sparse as the arena is: pages of these that are not touched cost nothing. */
 	c.refs = calloc(c.nr, sizeof(*c.refs));
 	c.maps = calloc(c.nr, sizeof(*c.maps));
-	if (!c.refs || !c.maps) {
+	c.limbo = calloc(c.nr, sizeof(*c.limbo));
+	if (!c.refs || !c.maps || !c.limbo) {
 		fprintf(stderr, "virt_is_valid: no memory to check\n");
 		free(c.refs);
 		free(c.maps);
+		free(c.limbo);
 		return false;
 	}
 	LIST_FOREACH(mm, &v->mms, link) {
 		check_mm(mm, &c);
 		limbo += mm->limbo.pages;
 		pending += mm_flush_pending(mm);
+	}
+	LIST_FOREACH(mm, &v->condemned, link) {
+		check_limbo(mm, &c);
+		limbo += mm->limbo.pages;
 	}
 	LIST_FOREACH(o, &v->objects, link)
 		check_object(o, &c);
@@ -317,5 +336,6 @@ bool virt_is_valid(struct virt *v)
 		COMPLAIN(&c, "limbo or pending clients are off");
 	free(c.refs);
 	free(c.maps);
+	free(c.limbo);
 	return phys_is_valid(v->phys) && c.ok;
 }

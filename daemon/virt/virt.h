@@ -28,6 +28,21 @@ struct object;
 int virt_create(struct phys *p, struct virt **out);
 struct virt *virt_destroy(struct virt *v); /* all mms must be gone */
 struct phys *virt_phys(struct virt *v);
+/*
+ * All of it over a phys that is being recovered; calls phys_recover_finish() and domain_end_unused().
+ * Each client is told to flush everything. On failure (-errno, ARENA_E_NO_MEMORY) the truth is as
+ * good as before.
+ */
+struct virt_recover_stats {
+	unsigned clients, lost_clients; /* taken over; condemned, see mm_next_condemned() */
+	unsigned objects, lost_objects;
+	uint64_t vmas, entries;
+	uint64_t repaired;     /* steps that a crash had left half done */
+	uint64_t stray_frames; /* of no object that could have them: freed */
+	uint64_t limbo_pages;  /* wait for clients to flush, counted once for each */
+	struct phys_recover_stats phys;
+};
+int virt_recover(struct phys *p, struct virt **out, struct virt_recover_stats *stats);
 /* Page tables against mem_map counts, VMA trees against records, objects, limbo. Slow; prints the
  * first disagreement. Also runs phys_is_valid(). */
 bool virt_is_valid(struct virt *v);
@@ -86,6 +101,12 @@ void virt_get_client_counts(const struct virt *v, struct virt_client_counts *out
 /* All mms, in no order: mm_next(v, NULL) is the first. */
 struct mm *mm_next(struct virt *v, const struct mm *mm);
 struct mm *mm_find_pid(struct virt *v, pid_t pid);
+/*
+ * Those that recovery found damaged: nothing works with them but mm_id(), mm_pid(), mm_uid(),
+ * mm_comm() and what else is in the record, and mm_destroy() when their process maps nothing any
+ * more. Until then no frame that it may have mapped is used again.
+ */
+struct mm *mm_next_condemned(struct virt *v, const struct mm *mm);
 uint64_t virt_limbo_pages(const struct virt *v);
 
 /* VMAs in address order, for maps. */

@@ -12,6 +12,8 @@
  *
  * Invariants: the tree's VMAs are disjoint, each has a LIVE record with its numbers.
  */
+#include <errno.h>
+
 #include "daemon/virt/internal.h"
 
 static int vma_compare(const struct vma *a, const struct vma *b)
@@ -323,6 +325,61 @@ int vma_isolate(struct mm *mm, uint64_t start, uint64_t end)
 		return vma_split(v, end);
 	return 0;
 }
+
+/* ---- recovery ---------------------------------------------------------------------------------------- */
+
+int vma_adopt(struct mm *mm, uint32_t record, struct object *o)
+{
+	const struct arena_vma_record *rec = &mm->records[record];
+	struct vma_template t = {
+		.start = rec->start,
+		.end = rec->end,
+		.pgoff = rec->pgoff,
+		.flags = rec->flags,
+		.prot = rec->prot,
+		.slot = rec->slot,
+		.object = o,
+	};
+	struct vma *v = vma_new(mm, &t);
+
+	if (!v)
+		return -ENOMEM;
+	v->record = record;
+	if (RB_FIND(vma_tree, &mm->vmas, v)) {
+		free(v);
+		return ARENA_E_EXISTS;
+	}
+	mm->total_vm += vma_pages(v);
+	vma_link(v);
+	return 0;
+}
+
+int vma_adopt_free_records(struct mm *mm, uint32_t top)
+{
+	uint32_t i;
+
+	mm->free_records = mem_array(MAX(top, 16u), sizeof(*mm->free_records));
+	if (!mm->free_records)
+		return -ENOMEM;
+	mm->cap_free_records = MAX(top, 16u);
+	mm->record_top = top;
+	for (i = top; i--;)
+		if (mm->records[i].state == ARENA_VMA_FREE)
+			record_give_back(mm, i);
+	return 0;
+}
+
+void vma_forget(struct vma *v)
+{
+	RB_REMOVE(vma_tree, &v->mm->vmas, v);
+	if (v->object) {
+		LIST_REMOVE(v, in_object);
+		v->object->nr_vmas--;
+	}
+	free(v);
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------- */
 
 void vma_free_all(struct mm *mm)
 {

@@ -147,7 +147,7 @@ struct arena_mm_header {
 	uint8_t token[16];     /* secret of this address space, for reconnection */
 	uint64_t next_seq;     /* flush sequence last posted */
 	uint32_t anon_family;  /* whose anonymous frames entries may point to: the mm's own id */
-	uint32_t reserved32;
+	uint32_t record;       /* index of the daemon's record of this address space */
 	uint64_t reserved[46];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * virt_crash.h - a worker that dies at a store to the truth, and the next one, in one process.
+ *
+ * Every call that this header wraps may die: crash_arm(n) lets the nth store from there on be the last.
+ * The code under test is left by longjmp, its memory stays as it is and nobody looks at it again;
+ * crash_recover() builds a new machine from what the store keeps, and the call is issued again as the
+ * service would, with the journal for those that need it. So the caller of vm_munmap() does not notice,
+ * and the model's tests run as they are. Use it in a forked child: abandoned memory and descriptors
+ * end with it.
+ */
+#ifndef TESTS_VIRT_CRASH_H
+#define TESTS_VIRT_CRASH_H
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon/phys/journal.h"
+#include "daemon/store/store.h"
+#include "tests/virt_fake_machine.h"
+
+/* Called when a new worker is there, before anything else happens; by the test. */
+static void crash_reborn(void);
+
+static struct {
+	struct fake_machine *m;
+	jmp_buf grave;
+	unsigned deaths;
+	uint64_t die_at; /* that store inside calls is the last; 0: none */
+	uint64_t (*after_death)(
+		void); /* stores of the next worker until it dies, 0: none; or NULL */
+	struct virt_recover_stats stats;
+	void (*survey)(uintptr_t site); /* nobody dies: told where each store is made */
+	/* the call */
+	bool journaled, delivered;
+	uint32_t mm;
+	int result;
+} crash;
+
+void truth_store_reached(void)
+{
+	if (crash.survey) {
+		crash.survey((uintptr_t)__builtin_return_address(0));
+		truth_stop_after = truth_stores + 1;
+		return;
+	}
+	truth_stop_after = crash.die_at = 0;
+	crash.deaths++;
+	longjmp(crash.grave, 1);
+}
+
+static inline void crash_arm(uint64_t n)
+{
+	truth_stores = 0;
+	crash.die_at = n;
+}
+
+static struct mm *crash_find(uint32_t id)
+{
+	struct mm *mm = NULL;
+
+	while (id && (mm = mm_next(crash.m->virt, mm)))
+		if (mm_id(mm) == id)
+			break;
+	return mm;
+}
+
+/* The next worker. It may die too: then its caller is left as well. */
+static inline void crash_recover(void)
+{
+	struct fake_machine *m = crash.m;
+	char why[128];
+	int fd;
+
+	if (crash.after_death)
+		crash_arm(crash.after_death());
+	truth_stop_after = crash.die_at;
+	store_fake_restart();
+	fd = store_take("state");
+	assert_true(fd >= 0);
+	memset(&m->state, 0, sizeof(m->state));
+	if (state_adopt(fd, &m->state, why, sizeof(why)))
+		fail_msg("%s", why);
+	phys_recover_topology(&m->state, &m->topology);
+	assert_int_equal(phys_recover(&m->config, &m->state, &m->phys), 0);
+	assert_int_equal(virt_recover(m->phys, &m->virt, &crash.stats), 0);
+	store_drop_rest();
+	assert_true(virt_is_valid(m->virt));
+	crash_reborn();
+}
+
+typedef int (*crash_fn)(struct mm *mm, void *arg);
+
+/* As the service: what a reply would carry is *arg. */
+static void crash_deliver(const void *arg, size_t size)
+{
+	uint8_t reply[JOURNAL_REPLY_MAX];
+
+	memcpy(reply, &crash.result, sizeof(crash.result));
+	memcpy(reply + sizeof(crash.result), arg, size);
+	journal_done(&crash.m->state, reply, sizeof(crash.result) + size);
+	crash.delivered = true;
+	journal_clear(&crash.m->state);
+}
+
+/* True: the reply was there already. */
+static bool crash_begin(void *arg, size_t size)
+{
+	struct state *s = &crash.m->state;
+	const struct call_journal *j = s->journal;
+
+	if (!crash.journaled)
+		return false;
+	if (j->phase == JOURNAL_NONE) {
+		if (!crash.delivered)
+			journal_begin(s, 1, 0, 1, 1);
+		return crash.delivered;
+	}
+	if (j->phase == JOURNAL_DONE) {
+		memcpy(&crash.result, j->reply, sizeof(crash.result));
+		memcpy(arg, j->reply + sizeof(crash.result), size);
+		journal_clear(s);
+		return true;
+	}
+	journal_set_resuming(s);
+	return false;
+}
+
+static int crash_run(crash_fn fn, struct mm *mm, void *arg, size_t size, bool journaled)
+{
+	crash.mm = mm ? mm_id(mm) : 0;
+	crash.journaled = journaled;
+	crash.delivered = false;
+	truth_stop_after = crash.survey ? truth_stores + 1 : crash.die_at;
+	/* Again and again, each time a worker dies. */
+	if (setjmp(crash.grave))
+		crash_recover();
+	if (!crash_begin(arg, size)) {
+		crash.result = fn(crash_find(crash.mm), arg);
+		if (crash.journaled)
+			crash_deliver(arg, size);
+	}
+	truth_stop_after = 0;
+	return crash.result;
+}
+
+/* ---- the calls --------------------------------------------------------------------------------- */
+
+struct crash_args {
+	struct virt *v;
+	const void *in;
+	struct mm *mm;
+	uint64_t a, b, c, d;
+	unsigned e, f, g;
+	void *out;
+	struct segment_open open;
+	struct fault_refusal refusal;
+};
+
+#define CRASH_CALL(journaled) crash_run(fn, mm, &k, sizeof(k), journaled)
+
+static int crash_do_create(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+	struct mm *made = NULL;
+	int r = mm_create(crash.m->virt, k->in, &made);
+
+	(void)mm;
+	k->a = made ? mm_id(made) : 0;
+	return r;
+}
+
+static inline int crash_mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
+{
+	static uint32_t peer;
+	struct mm_params params = *p;
+	struct crash_args k = {.in = &params};
+	int r;
+
+	(void)v;
+	params.peer = ++peer;
+	r = crash_run(crash_do_create, NULL, &k, sizeof(k), true);
+	*out = r ? NULL : crash_find((uint32_t)k.a);
+	return r;
+}
+
+static int crash_do_destroy(struct mm *mm, void *arg)
+{
+	(void)arg;
+	mm_destroy(mm);
+	return 0;
+}
+
+static inline struct mm *crash_mm_destroy(struct mm *mm)
+{
+	crash_run(crash_do_destroy, mm, NULL, 0, false);
+	return NULL;
+}
+
+static int crash_do_mmap(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_mmap(mm, k->in, &k->a);
+}
+
+static inline int crash_vm_mmap(struct mm *mm, const struct vm_mmap_args *args, uint64_t *out)
+{
+	struct crash_args k = {.in = args, .a = *out};
+	int r = crash_run(crash_do_mmap, mm, &k, sizeof(k), true);
+
+	*out = k.a;
+	return r;
+}
+
+static int crash_do_munmap(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_munmap(mm, k->a, k->b);
+}
+
+static inline int crash_vm_munmap(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	struct crash_args k = {.a = addr, .b = len};
+
+	return crash_run(crash_do_munmap, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_mprotect(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_mprotect(mm, k->a, k->b, k->e);
+}
+
+static inline int crash_vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot)
+{
+	struct crash_args k = {.a = addr, .b = len, .e = prot};
+
+	return crash_run(crash_do_mprotect, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_madvise(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_madvise(mm, k->a, k->b, (int)k->e, k->f);
+}
+
+static inline int crash_vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice,
+				   unsigned cpu)
+{
+	struct crash_args k = {.a = addr, .b = len, .e = (unsigned)advice, .f = cpu};
+
+	return crash_run(crash_do_madvise, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_populate(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_populate(mm, k->a, k->b, k->e, k->f, &k->c);
+}
+
+static inline int crash_vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write,
+				    unsigned cpu, uint64_t *next)
+{
+	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = write, .f = cpu};
+	int r = crash_run(crash_do_populate, mm, &k, sizeof(k), false);
+
+	*next = k.c;
+	return r;
+}
+
+static int crash_do_alloc(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_alloc_pages(mm, k->e, k->f, k->g, &k->a, &k->b);
+}
+
+static inline int crash_vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu,
+				       uint64_t *addr, uint64_t *pfn)
+{
+	struct crash_args k = {.e = gfp, .f = order, .g = cpu};
+	int r = crash_run(crash_do_alloc, mm, &k, sizeof(k), true);
+
+	*addr = k.a;
+	*pfn = k.b;
+	return r;
+}
+
+static int crash_do_free(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_free_pages(mm, k->a, k->e);
+}
+
+static inline int crash_vm_free_pages(struct mm *mm, uint64_t addr, unsigned order)
+{
+	struct crash_args k = {.a = addr, .e = order};
+
+	return crash_run(crash_do_free, mm, &k, sizeof(k), true);
+}
+
+static int crash_do_fault(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_fault(mm, k->a, k->e, k->f, &k->refusal);
+}
+
+static inline int crash_vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+				 struct fault_refusal *refusal)
+{
+	struct crash_args k = {.a = addr, .e = access, .f = cpu};
+	int r = crash_run(crash_do_fault, mm, &k, sizeof(k), false);
+
+	*refusal = k.refusal;
+	return r;
+}
+
+static int crash_do_open(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return mm_open_segment(mm, k->in, &k->open);
+}
+
+static inline int crash_mm_open_segment(struct mm *mm, const struct credentials *cred,
+					struct segment_open *open)
+{
+	struct crash_args k = {.in = cred, .open = *open};
+	int r = crash_run(crash_do_open, mm, &k, sizeof(k), true);
+
+	*open = k.open;
+	/* A reply carries the descriptor itself, not its number in a worker that is dead. */
+	if (!r && open->slot_new)
+		open->slot_fd = domain_fd(crash_find(crash.mm)->slots[open->slot].domain);
+	return r;
+}
+
+static int crash_do_close(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return mm_close_segment(mm, k->e);
+}
+
+static inline int crash_mm_close_segment(struct mm *mm, uint32_t handle)
+{
+	struct crash_args k = {.e = handle};
+
+	return crash_run(crash_do_close, mm, &k, sizeof(k), true);
+}
+
+static int crash_do_truncate(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+	struct flush_wait *wait = k->out;
+
+	/* Whoever waited for a worker that is dead waits for nobody. */
+	if (wait)
+		*wait = (struct flush_wait){.done = wait->done};
+	return mm_truncate_segment(mm, k->e, (int64_t)k->a, wait);
+}
+
+static inline int crash_mm_truncate_segment(struct mm *mm, uint32_t handle, int64_t size,
+					    struct flush_wait *wait)
+{
+	struct crash_args k = {.a = (uint64_t)size, .e = handle, .out = wait};
+
+	return crash_run(crash_do_truncate, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_unlink(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	(void)mm;
+	return segment_unlink(crash.m->virt, k->in, k->out);
+}
+
+static inline int crash_segment_unlink(struct virt *v, const struct credentials *cred,
+				       const char *name)
+{
+	struct crash_args k = {.in = cred, .out = (void *)(uintptr_t)name};
+
+	(void)v;
+	return crash_run(crash_do_unlink, NULL, &k, sizeof(k), true);
+}
+
+static int crash_do_collect(struct mm *mm, void *arg)
+{
+	(void)arg;
+	return mm_flush_collect(mm);
+}
+
+static inline bool crash_mm_flush_collect(struct mm *mm)
+{
+	return crash_run(crash_do_collect, mm, NULL, 0, false);
+}
+
+static int crash_do_collect_all(struct mm *mm, void *arg)
+{
+	(void)mm, (void)arg;
+	virt_flush_collect(crash.m->virt);
+	return 0;
+}
+
+static inline void crash_virt_flush_collect(struct virt *v)
+{
+	(void)v;
+	crash_run(crash_do_collect_all, NULL, NULL, 0, false);
+}
+
+#define mm_create crash_mm_create
+#define mm_destroy crash_mm_destroy
+#define vm_mmap crash_vm_mmap
+#define vm_munmap crash_vm_munmap
+#define vm_mprotect crash_vm_mprotect
+#define vm_madvise crash_vm_madvise
+#define vm_populate crash_vm_populate
+#define vm_alloc_pages crash_vm_alloc_pages
+#define vm_free_pages crash_vm_free_pages
+#define vm_fault crash_vm_fault
+#define mm_open_segment crash_mm_open_segment
+#define mm_close_segment crash_mm_close_segment
+#define mm_truncate_segment crash_mm_truncate_segment
+#define segment_unlink crash_segment_unlink
+#define mm_flush_collect crash_mm_flush_collect
+#define virt_flush_collect crash_virt_flush_collect
+
+#include "tests/virt_fake.h"
+
+#endif
