@@ -94,6 +94,9 @@ if command -v python3 >/dev/null; then
 		assert text.count("\n") == 1
 		assert status["arena_bytes"] == 64 << 20
 		assert status["pid"] == $daemon
+		assert status["supervisor_pid"] == $daemon
+		assert status["worker_pid"] not in (0, $daemon)
+		assert status["epoch"] == 0
 		assert status["hugepages"] in ("on", "off")
 		assert [n["id"] for n in status["node"]] == [0, 1]
 		for node in status["node"]:

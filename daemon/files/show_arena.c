@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "daemon/files/show.h"
+#include "daemon/store/store.h"
 
 int show_arena_check(struct show *s)
 {
@@ -55,10 +56,16 @@ static void put_service(struct show *s)
 {
 	uint64_t now = clock_now();
 	uint64_t boot = s->machine->boot_time;
+	pid_t supervisor = store_supervisor();
 
 	fprintf(s->out, "version %d.%d.%d\n", ARENA_VERSION_MAJOR, ARENA_VERSION_MINOR,
 		ARENA_VERSION_PATCH);
-	put(s, "pid", (uint64_t)getpid());
+	/* The process that stands for the daemon; its supervisor, or 0; who is speaking; how many have
+	 * served this state before. */
+	put(s, "pid", (uint64_t)(supervisor ? supervisor : getpid()));
+	put(s, "supervisor_pid", (uint64_t)supervisor);
+	put(s, "worker_pid", (uint64_t)getpid());
+	put(s, "epoch", phys_state(s->phys)->header->epoch);
 	put(s, "uptime_seconds", now > boot ? (now - boot) / NSEC_PER_SEC : 0);
 	fprintf(s->out, "hugepages %s\n", s->machine->hugepages ? "on" : "off");
 }

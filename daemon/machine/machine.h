@@ -32,6 +32,7 @@ struct machine_config {
 	enum log_level log_level;
 	char *mount; /* "none" */
 	bool supervisor;
+	uint32_t watchdog; /* seconds; 0: none */
 };
 
 void machine_config_init(struct machine_config *c);
