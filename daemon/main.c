@@ -61,6 +61,13 @@ static void is_ready(const struct machine *m, const struct listener *l)
 	store_notify("READY=1");
 }
 
+/* Nothing is taken down: the next worker goes on with it. */
+static void restart(void)
+{
+	log_notice("ends for the next worker");
+	_exit(EXIT_RESTART);
+}
+
 static int serve_until_told(struct service *s, const struct machine *m, const struct listener *l)
 {
 	int r = service_watch_keeper(s);
@@ -69,6 +76,8 @@ static int serve_until_told(struct service *s, const struct machine *m, const st
 		return r;
 	is_ready(m, l);
 	r = service_run(s);
+	if (m->restart)
+		restart();
 	store_notify("STOPPING=1");
 	return r;
 }

@@ -366,6 +366,25 @@ static void test_die_at_store(void **state)
 	daemon_destroy(&d);
 }
 
+/* What all whole-daemon tests can be run with. */
+static void test_random_kills(void **state)
+{
+	struct test_daemon d = NO_DAEMON;
+	size_t from = 0;
+
+	(void)state;
+	setenv("ARENA_TEST_KILL", "5", 1);
+	daemon_start(&d, NULL);
+	unsetenv("ARENA_TEST_KILL");
+	for (unsigned i = 0; i < 30; i++) {
+		assert_true(daemon_log_wait(&d, from, "was killed by signal 9"));
+		from = (size_t)(strstr(d.log + from, "was killed by signal 9") - d.log) + 10;
+	}
+	daemon_stop(&d);
+	expect_nothing_left(&d);
+	daemon_destroy(&d);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -379,6 +398,7 @@ int main(void)
 		cmocka_unit_test(test_activated),
 		cmocka_unit_test(test_activated_wrongly),
 		cmocka_unit_test(test_die_at_store),
+		cmocka_unit_test(test_random_kills),
 	};
 
 	signal(SIGPIPE, SIG_IGN);

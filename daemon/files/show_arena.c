@@ -20,6 +20,21 @@ int show_arena_check(struct show *s)
 	return 0;
 }
 
+/* What program this is, and what the last attempt came to. */
+int show_arena_upgrade(struct show *s)
+{
+	fprintf(s->out, "program %s\n", store_program());
+	if (*s->machine->upgrade)
+		fprintf(s->out, "last %s\n", s->machine->upgrade);
+	return 0;
+}
+
+/* The path of a program, or nothing: the one that is at the path of this. */
+int store_arena_upgrade(struct show *s, const char *value)
+{
+	return machine_upgrade(s->machine, value);
+}
+
 int show_hpage_pmd_size(struct show *s)
 {
 	fprintf(s->out, "%" PRIu64 "\n", ARENA_LEAF_SIZE);

@@ -283,6 +283,9 @@ void service_settle(struct service *s)
 	service_answer_finished(s);
 	kzerod_collect(s->machine->phys);
 	service_reap(s);
+	/* Whoever asked for it has his answer by now. */
+	if (s->machine->restart)
+		s->stopping = true;
 }
 
 static bool may_sleep(struct service *s)
