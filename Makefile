@@ -58,7 +58,7 @@ ALL_CPPFLAGS = -D_GNU_SOURCE -Iinclude -I. -I$(B)/gen $(if $(filter 1,$(DEBUG)),
 	$(CPPFLAGS)
 ALL_CFLAGS = -std=gnu11 -fPIC -pthread $(CFLAGS) $(SANFLAGS)
 ALL_LDFLAGS = -pthread -Wl,--as-needed $(SANFLAGS) $(LDFLAGS)
-LIBS := -levent -lprotobuf-c -linih -lnuma -lsystemd
+LIBS := -levent -lprotobuf-c -linih -lnuma
 
 # ---- what the build needs is there before anything is compiled ----
 

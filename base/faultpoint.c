@@ -208,3 +208,15 @@ uint64_t faultpoint_passages(const char *name)
 	unlock_table();
 	return passages;
 }
+
+uint64_t faultpoint_only(const char *name)
+{
+	uint64_t only;
+	struct point *p;
+
+	lock_table();
+	p = find_point(name);
+	only = p ? p->only : 0;
+	unlock_table();
+	return only;
+}

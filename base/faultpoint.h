@@ -21,6 +21,8 @@ bool faultpoint_hit(const char *name); /* true: behave as failed */
 /* 0 or ARENA_E_INVALID; NULL or "" disarms all. */
 int faultpoint_arm(const char *spec);
 void faultpoint_arm_from_environment(void);
+/* The N of an armed name=action@N; 0: it is not armed, or without one. */
+uint64_t faultpoint_only(const char *name);
 /* Passages of `name` since it was armed. */
 uint64_t faultpoint_passages(const char *name);
 

@@ -78,6 +78,11 @@ int os_eventfd_drain(int fd);
 
 int os_pidfd_open(pid_t pid);
 bool os_pid_alive(int pidfd);
+/*
+ * Run argv[0] to its end: its exit status (128 + signal), and what it printed, on both of its
+ * outputs, with a NUL behind it. -ETIMEDOUT: it took longer and was killed. Not signal-safe.
+ */
+int os_output(const char *const argv[], unsigned ms, char *out, size_t size);
 /* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
 void os_thread_background(const char *name);
 

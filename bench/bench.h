@@ -72,7 +72,7 @@ void machine_describe(FILE *out, bool json);
 /* ---- daemon.c ---- */
 
 struct daemon {
-	pid_t pid;
+	pid_t pid, worker; /* the one to be stopped, and the one that works */
 	char dir[64], socket[96];
 	arena_t *monitor; /* attributes only: it has no address space */
 };

@@ -143,6 +143,7 @@ void daemon_start(struct daemon *d, const struct bench *b, uint64_t arena_bytes)
 			die("%s: %s", d->socket, strerror(errno));
 		look_later();
 	}
+	d->worker = (pid_t)daemon_status(d, "worker_pid");
 }
 
 void daemon_stop(struct daemon *d)
@@ -250,7 +251,7 @@ static void pin_thread(pid_t pid, pid_t tid, void *arg)
 
 void daemon_pin(const struct daemon *d, int cpu)
 {
-	each_thread(d->pid, pin_thread, &cpu);
+	each_thread(d->worker, pin_thread, &cpu);
 }
 
 static void add_usage(pid_t pid, pid_t tid, void *arg)

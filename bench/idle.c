@@ -33,7 +33,7 @@ static void idle_child(void *arg, struct child_result *r)
 
 static void usage_of_all(const struct daemon *d, const struct child *c, struct usage out[2])
 {
-	process_usage(d->pid, &out[0]);
+	process_usage(d->worker, &out[0]);
 	out[1] = (struct usage){0};
 	for (unsigned i = 0; i < CLIENTS; i++) {
 		struct usage u;

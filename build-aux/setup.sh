@@ -26,14 +26,13 @@ tool pkg-config pkg-config
 tool protoc-c protobuf-c-compiler
 header stdio.h libc6-dev
 header uthash.h uthash-dev
-if ! pkg-config --exists libevent libprotobuf-c numa cmocka libbsd inih libsystemd 2>/dev/null; then
+if ! pkg-config --exists libevent libprotobuf-c numa cmocka libbsd inih 2>/dev/null; then
 	library libevent libevent-dev
 	library libprotobuf-c libprotobuf-c-dev
 	library numa libnuma-dev
 	library cmocka libcmocka-dev
 	library libbsd libbsd-dev
 	library inih libinih-dev
-	library libsystemd libsystemd-dev
 fi
 
 for extra in "$@"; do

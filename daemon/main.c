@@ -1,23 +1,32 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * main.c - arenad: claims its socket, boots the machine, serves until a signal, takes it all down.
+ * main.c - arenad: one program, two processes. The supervisor (supervisor.c) runs the other one, the
+ * worker: claims its socket, boots the machine, serves until a signal, takes it all down.
  *
  * The path is claimed before anything is booted, so that a second daemon ends without having
- * touched anything; the socket appears after, when there is somebody to answer.
+ * touched anything; the socket appears after, when there is somebody to answer. A worker that
+ * follows another finds both in the store, and the machine in the state file.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/faultpoint.h"
 #include "base/log.h"
 #include "base/parse.h"
+#include "base/truth.h"
 #include "daemon/files/files.h"
 #include "daemon/options.h"
 #include "daemon/service/service.h"
+#include "daemon/store/store.h"
+#include "daemon/supervisor.h"
 
 static int attr_read(void *ctx, const struct credentials *cred, const char *path, char **out,
 		     size_t *len)
@@ -42,13 +51,35 @@ static void raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-static void log_ready(const struct machine *m, const struct listener *l)
+static void is_ready(const struct machine *m, const struct listener *l)
 {
 	char size[32];
 
 	log_notice("ready at %s: arena of %s, %u %s, hugepages %s", l->path,
 		   format_size(size, sizeof(size), m->config.arena_size), m->topology.nr_nodes,
 		   m->topology.nr_nodes == 1 ? "node" : "nodes", m->hugepages ? "on" : "off");
+	store_notify("READY=1");
+}
+
+/* Nothing is taken down: the next worker goes on with it. */
+static void restart(void)
+{
+	log_notice("ends for the next worker");
+	_exit(EXIT_RESTART);
+}
+
+static int serve_until_told(struct service *s, const struct machine *m, const struct listener *l)
+{
+	int r = service_watch_keeper(s);
+
+	if (r || (r = service_catch_signals(s)))
+		return r;
+	is_ready(m, l);
+	r = service_run(s);
+	if (m->restart)
+		restart();
+	store_notify("STOPPING=1");
+	return r;
 }
 
 static int serve_machine(struct machine *m, struct listener *l, struct files *f, char *err,
@@ -64,12 +95,9 @@ static int serve_machine(struct machine *m, struct listener *l, struct files *f,
 	params.listen_fd = l->fd;
 	r = service_create(&params, &s);
 	if (!r) {
-		r = service_catch_signals(s);
-		if (!r) {
-			log_ready(m, l);
-			r = service_run(s);
+		r = serve_until_told(s, m, l);
+		if (!r)
 			phys_retire(m->phys);
-		}
 		service_destroy(s);
 	}
 	if (r)
@@ -109,18 +137,95 @@ static int serve(const struct options *o, char *err, size_t size)
 	return r;
 }
 
+/* ---- the process --------------------------------------------------------------- */
+
+/* What is opened later must not be taken for them. */
+static void open_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd > STDERR_FILENO)
+		close(fd);
+}
+
+/* A core file would hold what clients have, and take long to write: no shared memory in it. */
+static void keep_memory_out_of_cores(void)
+{
+	_cleanup_(closep) int fd = open("/proc/self/coredump_filter", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0)
+		dprintf(fd, "0x31\n");
+}
+
+/* A SIGTERM that comes before it can be heard waits; supervisor.c does the same for us. */
+static void block_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
+/* ARENA_FAULTPOINTS=truth=die@N: as if killed right after the Nth store to the truth. */
+static void arm_faults(void)
+{
+	faultpoint_arm_from_environment();
+	truth_stop_after = faultpoint_only("truth");
+}
+
+static int work(const struct options *o, char *err, size_t size)
+{
+	int r;
+
+	block_signals();
+	arm_faults();
+	r = store_open();
+	if (r) {
+		snprintf(err, size, "cannot take over descriptors: %s", error_text(r));
+		return r;
+	}
+	prctl(PR_SET_NAME, store_supervisor() ? "arenad-worker" : "arenad");
+	return serve(o, err, size);
+}
+
+static int supervise(const struct options *o, char **argv)
+{
+	const struct supervisor_params params = {
+		.argv = argv,
+		.watchdog_usec = (uint64_t)o->config.watchdog * 1000000,
+	};
+
+	return supervisor_run(&params);
+}
+
+/* A worker is one whatever its options say. */
+static bool is_worker(const struct options *o)
+{
+	return !o->config.supervisor || getenv("X_ARENAD_SUPERVISOR");
+}
+
 int main(int argc, char **argv)
 {
 	static struct options options;
 	char err[1024] = "";
-	int r = options_parse(&options, argc, argv, err, sizeof(err));
+	int r;
 
+	open_standard_descriptors();
+	r = options_parse(&options, argc, argv, err, sizeof(err));
 	if (!r) {
 		log_set_level(options.config.log_level);
-		faultpoint_arm_from_environment();
 		raise_descriptor_limit();
+		keep_memory_out_of_cores();
 		signal(SIGPIPE, SIG_IGN);
-		r = serve(&options, err, sizeof(err));
+		if (!is_worker(&options))
+			return supervise(&options, argv);
+		r = work(&options, err, sizeof(err));
 		options_clear(&options);
 	}
 	if (r) {

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arena/abi.h"
 #include "arena/arena.h"
 #include "daemon/machine/config.h"
 
@@ -23,6 +24,7 @@
 #define KEY_FIRST 0x100 /* of config_keys */
 #define KEY_CONFIG 0x80
 #define KEY_NO_SUPERVISOR 0x81
+#define KEY_PRINT_ABI 0x82
 #define MAX_OPTIONS 32
 #define DOC_SIZE 256
 
@@ -32,20 +34,34 @@ const char *argp_program_version = "arenad " TEXT(ARENA_VERSION_MAJOR) "." TEXT(
 static const char doc[] =
 	"Memory management as a user-space service: owns an arena of memory and serves it to "
 	"clients."
-	"\vEvery long option but --config and --no-supervisor is also a key of the configuration "
-	"file (key = value). Sizes take K, M, G and T.\n\n"
+	"\vEvery long option but --config, --no-supervisor and --print-abi is also a key of the "
+	"configuration file (key = value). Sizes take K, M, G and T.\n\n"
+	"It runs as two processes: a supervisor, which keeps what clients have, and its worker, "
+	"named arenad-worker, which may die or be replaced (arenactl upgrade) at any moment. "
+	"SIGTERM "
+	"and SIGINT to either stop both; SIGHUP is passed on. With --no-supervisor, as under "
+	"systemd, which keeps and restarts as well, there is the worker alone.\n\n"
 	"The socket is $ARENAD_SOCKET if that is set; else /run/arenad/socket for root; else "
 	"$XDG_RUNTIME_DIR/arenad/socket; else /tmp/arenad-UID/socket. Anybody may connect to "
 	"root's "
 	"socket and to one named by --socket or $ARENAD_SOCKET (mode 0666: what a client can reach "
 	"depends on its uid, and the directory can keep others out); to a user's default socket "
 	"only that user (0600).\n\n"
-	"Exit status: 0 stopped by a signal, 1 failed, 2 wrong usage.";
+	"Exit status: 0 stopped by a signal, 1 failed, 2 wrong usage; of a worker also 75: start "
+	"it again now (RestartForceExitStatus=75).";
 
 struct parse {
 	struct machine_config *config;
 	const char *file;
 };
+
+/* What `arenactl upgrade` compares before it replaces a running one. */
+static void print_abi(void)
+{
+	printf("abi %u.%u\nstate %u.%u\nversion %d.%d.%d\n", ARENA_ABI_MAJOR, ARENA_ABI_MINOR,
+	       STATE_MAJOR, STATE_MINOR, ARENA_VERSION_MAJOR, ARENA_VERSION_MINOR,
+	       ARENA_VERSION_PATCH);
+}
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
@@ -53,6 +69,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 	const char *name;
 	char err[1024];
 
+	if (key == KEY_PRINT_ABI) {
+		print_abi();
+		exit(EXIT_SUCCESS);
+	}
 	if (key == KEY_CONFIG) {
 		p->file = arg;
 		return 0;
@@ -80,7 +100,7 @@ static const struct argp_option *make_options(void)
 	static char docs[MAX_OPTIONS][DOC_SIZE];
 	unsigned n = 0;
 
-	BUG_ON(nr_config_keys + 3 > MAX_OPTIONS);
+	BUG_ON(nr_config_keys + 4 > MAX_OPTIONS);
 	options[n++] = (struct argp_option){
 		"config", KEY_CONFIG, "FILE", 0, "Read this configuration file first", 0};
 	for (unsigned i = 0; i < nr_config_keys; i++) {
@@ -95,6 +115,13 @@ static const struct argp_option *make_options(void)
 	}
 	options[n++] = (struct argp_option){
 		"no-supervisor", KEY_NO_SUPERVISOR, NULL, 0, "The same as --supervisor=no", 0};
+	options[n++] = (struct argp_option){
+		"print-abi",
+		KEY_PRINT_ABI,
+		NULL,
+		0,
+		"Print the versions of protocol and state that this program speaks, and end",
+		0};
 	options[n] = (struct argp_option){0};
 	return options;
 }

@@ -52,7 +52,7 @@ says() { # TEXT PATTERN
 expect 0 --version
 says "$out" "arenactl "
 expect 0 --help
-for verb in status get set ps maps segments host-setup; do
+for verb in status get set ps maps segments check upgrade host-setup; do
 	says "$out" "  $verb "
 done
 expect 2
@@ -94,6 +94,9 @@ if command -v python3 >/dev/null; then
 		assert text.count("\n") == 1
 		assert status["arena_bytes"] == 64 << 20
 		assert status["pid"] == $daemon
+		assert status["supervisor_pid"] == $daemon
+		assert status["worker_pid"] not in (0, $daemon)
+		assert status["epoch"] == 0
 		assert status["hugepages"] in ("on", "off")
 		assert [n["id"] for n in status["node"]] == [0, 1]
 		for node in status["node"]:
@@ -124,8 +127,9 @@ says "$out" "name"
 expect 1 maps 999999999
 expect 1 maps x
 says "$err" "not a process id"
-expect 0 get sys/kernel/mm/arena/check
+expect 0 check
 test "$out" = ok || fail "check: $out"
+expect 2 check --binary /bin/true
 if test -w /dev/full; then
 	"$arenactl" status >/dev/full 2>"$dir/err"
 	test $? -eq 1 || fail "a full disk is no success"

@@ -198,8 +198,7 @@ static void test_stale_socket(void **state)
 
 	(void)state;
 	daemon_start(&own, NULL);
-	kill(own.pid, SIGKILL);
-	assert_true(WIFSIGNALED(daemon_wait(&own)));
+	daemon_kill_all(&own);
 	assert_int_equal(stat(own.socket, &st), 0);
 	wire_close(&own.control);
 	close(own.log_fd);

@@ -13,9 +13,10 @@ socket=$work/socket
 log=$work/log
 daemon=
 
+# Not KILL: a worker outlives its supervisor.
 cleanup() {
 	if [ -n "$daemon" ]; then
-		kill -KILL "$daemon" 2>/dev/null
+		kill -TERM "$daemon" 2>/dev/null
 		wait "$daemon" 2>/dev/null
 	fi
 	rm -rf "$work"

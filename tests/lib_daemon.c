@@ -20,7 +20,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define READY_LINE ">ready at"
 #define READY_MS 20000
 #define LOG_WAIT_MS 10000
 #define STOP_MS 15000
@@ -153,8 +152,8 @@ static void show_log(struct test_daemon *d)
 			d->log);
 }
 
-/* What no daemon should ever say. */
-static const char *alarming_line(struct test_daemon *d)
+/* Why the line is one that no daemon should ever say, or NULL. */
+static const char *alarm_of(const struct test_daemon *d, const char *line)
 {
 	static const char *const always[] = {
 		"BUG",
@@ -167,13 +166,29 @@ static const char *alarming_line(struct test_daemon *d)
 	};
 
 	for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++)
-		if (strstr(d->log, always[i]))
+		if (strstr(line, always[i]))
 			return always[i];
-	if (!d->expect_errors && (strncmp(d->log, "<3>", 3) == 0 || strstr(d->log, "\n<3>")))
+	if (!d->expect_errors && strncmp(line, "<3>", 3) == 0)
 		return "a line of level 3";
-	if (!d->expect_warnings && (strncmp(d->log, "<4>", 3) == 0 || strstr(d->log, "\n<4>")))
+	if (!d->expect_warnings && strncmp(line, "<4>", 3) == 0 &&
+	    !(d->expect_deaths && strstr(line, "was killed by signal 9")))
 		return "a line of level 4";
 	return NULL;
+}
+
+static const char *alarming_line(struct test_daemon *d)
+{
+	const char *alarm = NULL;
+
+	for (char *line = d->log, *end; *line && !alarm; line = end + 1) {
+		end = strchr(line, '\n');
+		if (!end)
+			return alarm_of(d, line);
+		*end = '\0';
+		alarm = alarm_of(d, line);
+		*end = '\n';
+	}
+	return alarm;
 }
 
 /* ---- start and stop ------------------------------------------------------------------------ */
@@ -201,7 +216,8 @@ static void exec_daemon(struct test_daemon *d, const char *const *args, int err,
 	while (args && *args && n < DAEMON_MAX_ARGS)
 		argv[n++] = *args++;
 	argv[n] = NULL;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* Its supervisor stops its worker then; killed it would leave it behind. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
 		_exit(126);
 	null = open("/dev/null", O_RDWR);
@@ -241,6 +257,7 @@ void daemon_start(struct test_daemon *d, const char *const *args)
 		fail_msg("the daemon does not get ready");
 	}
 	assert_true(wire_open(&d->control, d->socket));
+	daemon_start_killer(d);
 }
 
 /* The deadline is the pipe's: its other end closes with the process. */
@@ -254,9 +271,7 @@ int daemon_wait(struct test_daemon *d)
 
 		if (test_now() >= deadline) {
 			show_log(d);
-			kill(d->pid, SIGKILL);
-			waitpid(d->pid, &status, 0);
-			d->pid = 0;
+			daemon_kill_all(d);
 			fail_msg("the daemon does not stop");
 		}
 		poll(&p, 1, 100);
@@ -271,6 +286,7 @@ void daemon_stop(struct test_daemon *d)
 	const char *alarm;
 	int status;
 
+	daemon_stop_killer(d);
 	wire_close(&d->control);
 	assert_int_equal(kill(d->pid, SIGTERM), 0);
 	status = daemon_wait(d);
@@ -284,11 +300,9 @@ void daemon_stop(struct test_daemon *d)
 
 void daemon_destroy(struct test_daemon *d)
 {
+	daemon_stop_killer(d);
 	wire_close(&d->control);
-	if (d->pid) {
-		kill(d->pid, SIGKILL);
-		waitpid(d->pid, NULL, 0);
-	}
+	daemon_kill_all(d);
 	if (d->log_fd >= 0)
 		close(d->log_fd);
 	free(d->log);

@@ -40,12 +40,14 @@
 struct test_daemon {
 	char dir[64]; /* below $TMPDIR, searchable by every uid */
 	char socket[96];
-	pid_t pid;  /* 0: not running */
-	int log_fd; /* the daemon's stderr */
-	char *log;  /* all of it that was read, NUL-terminated */
+	pid_t pid;    /* the supervisor, or the worker alone; 0: not running */
+	pid_t killer; /* the process that kills workers; 0: none */
+	int log_fd;   /* the daemon's stderr */
+	char *log;    /* all of it that was read, NUL-terminated */
 	size_t log_len, log_size;
 	bool expect_warnings; /* level 4 lines are no reason to fail daemon_stop() */
 	bool expect_errors;   /* level 3 lines are not, either */
+	bool expect_deaths; /* of workers: the supervisor's line about one that was killed is not */
 	struct wire_client control;
 	uint64_t free_before; /* MemFree, kB */
 };
@@ -60,7 +62,9 @@ uint64_t test_now(void); /* ns */
 
 /*
  * Start arenad with `args` (NULL-terminated, may be NULL) behind --socket and the defaults
- * (arena of 512 MiB, 2 nodes), and wait for the log line that says it is ready.
+ * (arena of 512 MiB, 2 nodes), and wait for the log line that says it is ready. With
+ * ARENA_TEST_KILL=MS in the environment, workers are killed at random moments from then on, about
+ * every MS milliseconds, until daemon_stop(); ARENA_TEST_SEED repeats the moments.
  */
 void daemon_start(struct test_daemon *d, const char *const *args);
 /* The same without waiting: for daemons that are to fail. */
@@ -71,6 +75,22 @@ void daemon_stop(struct test_daemon *d);
 void daemon_destroy(struct test_daemon *d);
 /* Wait for its end: waitpid(2)'s status. */
 int daemon_wait(struct test_daemon *d);
+
+/* ---- the worker (lib_worker.c) --------------------------------------------------------------- */
+
+/* The worker of a supervised daemon; waits for it where there is none at the moment. */
+pid_t daemon_worker_pid(struct test_daemon *d);
+/* kill -9 it and wait until the next one is ready: its process id. */
+pid_t daemon_kill_worker(struct test_daemon *d);
+/* What ARENA_TEST_KILL does, if it is set; and its end. */
+void daemon_start_killer(struct test_daemon *d);
+void daemon_stop_killer(struct test_daemon *d);
+/* The end of both processes, whatever they do. */
+void daemon_kill_all(struct test_daemon *d);
+
+/* ---- the log --------------------------------------------------------------------------------- */
+
+#define READY_LINE ">ready at"
 
 /* Read what is there of the log. */
 void daemon_read_log(struct test_daemon *d);

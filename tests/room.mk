@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 #
-# tests/unit_ROOM_X.c   cmocka, linked with ROOM and the rooms below it (ROOM client: libarena.a)
+# tests/unit_ROOM_X.c   cmocka, linked with ROOM and the rooms below it (ROOM client: libarena.a;
+#                       ROOM main: the supervisor's files)
 # tests/daemon_X.c      cmocka against a whole daemon; linked with tests/lib*.c and libarena
 # tests/X.sh            run as they are
 UNIT_NAMES := $(patsubst tests/%.c,%,$(wildcard tests/unit_*.c))
 UNIT_TESTS := $(UNIT_NAMES:%=$(B)/tests/%)
 room_of = $(word 2,$(subst _, ,$(1)))
-unit_libs = $(if $(filter client libclient,$(call room_of,$(1))),$(LIBARENA_A),$(call room_libs,$(call room_of,$(1))))
+unit_libs = $(if $(filter client libclient,$(call room_of,$(1))),$(LIBARENA_A),\
+	$(if $(filter main,$(call room_of,$(1))),$(filter $(B)/obj/daemon/supervisor%,$(OBJ_main)) \
+	$(call room_libs,store),$(call room_libs,$(call room_of,$(1)))))
 
 define unit_rule
 $$(B)/tests/$(1): $$(B)/obj/tests/$(1).o $$(call unit_libs,$(1))

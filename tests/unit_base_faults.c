@@ -38,6 +38,9 @@ static void test_fail_and_count(void **state)
 	assert_true(faultpoint("b"));
 	assert_false(faultpoint("b"));
 	assert_int_equal(faultpoint_passages("a"), 2);
+	assert_int_equal(faultpoint_only("a"), 0);
+	assert_int_equal(faultpoint_only("b"), 3);
+	assert_int_equal(faultpoint_only("c"), 0);
 	assert_int_equal(faultpoint_passages("b"), 4);
 	assert_int_equal(faultpoint_passages("c"), 0);
 	assert_int_equal(faultpoint_arm("b=fail"), 0);

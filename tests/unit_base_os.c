@@ -352,6 +352,37 @@ static void test_host(void **state)
 	assert_true(os_max_map_count() > 0);
 }
 
+static void test_output(void **state)
+{
+	static const char *const echo[] = {"/bin/sh", "-c", "echo one; echo two >&2; exit 3", NULL};
+	static const char *const killed[] = {"/bin/sh", "-c", "kill -9 $$", NULL};
+	static const char *const hangs[] = {"/bin/sh", "-c", "echo here; exec sleep 100", NULL};
+	static const char *const endless[] = {"/bin/sh", "-c", "exec yes", NULL};
+	static const char *const none[] = {"/nonexistent", NULL};
+	/* What is blocked here is not blocked there. */
+	static const char *const stops[] = {"/bin/sh", "-c", "kill $$; echo survived", NULL};
+	uint64_t begin = clock_now();
+	sigset_t set, old;
+	char text[16];
+
+	(void)state;
+	assert_int_equal(os_output(echo, 10000, text, sizeof(text)), 3);
+	assert_string_equal(text, "one\ntwo\n");
+	assert_int_equal(os_output(echo, 10000, text, 3), 3);
+	assert_string_equal(text, "on");
+	assert_int_equal(os_output(killed, 10000, text, sizeof(text)), 128 + SIGKILL);
+	assert_string_equal(text, "");
+	assert_int_equal(os_output(none, 10000, text, sizeof(text)), -ENOENT);
+	assert_true(clock_now() - begin < 10 * NSEC_PER_SEC);
+	assert_int_equal(os_output(hangs, 200, text, sizeof(text)), -ETIMEDOUT);
+	assert_int_equal(os_output(endless, 200, text, sizeof(text)), -ETIMEDOUT);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigprocmask(SIG_BLOCK, &set, &old);
+	assert_int_equal(os_output(stops, 10000, text, sizeof(text)), 128 + SIGTERM);
+	sigprocmask(SIG_SETMASK, &old, NULL);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -366,6 +397,7 @@ int main(void)
 		cmocka_unit_test(test_futex_between_processes),
 		cmocka_unit_test(test_eventfd),
 		cmocka_unit_test(test_pidfd),
+		cmocka_unit_test(test_output),
 		cmocka_unit_test(test_host),
 	};
 

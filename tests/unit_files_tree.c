@@ -58,9 +58,9 @@ static void test_walk(void **state __unused_)
 {
 	unsigned sections = ARENA_BYTES / SECTION_BYTES;
 
-	/* 5 of /proc, 5 and 2 * 6 of nodes, 1 and 6 a section, 2 of memblock, 2 of THP, 4 our own */
+	/* 5 of /proc, 5 and 2 * 6 of nodes, 1 and 6 a section, 2 of memblock, 2 of THP, 5 our own */
 	assert_int_equal(walk(""),
-			 5 + 5 + 12 + 1 + 6 * sections + 2 + 2 + 4 + ARRAY_SIZE(tunables));
+			 5 + 5 + 12 + 1 + 6 * sections + 2 + 2 + 5 + ARRAY_SIZE(tunables));
 }
 
 static void test_unknown(void **state __unused_)

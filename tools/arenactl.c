@@ -30,6 +30,10 @@ static const struct ctl_verb verbs[] = {
 	{"ps", "", "the clients, with their memory and faults", 0, 0, true, verb_ps},
 	{"maps", "PID", "the mappings of one client", 1, 0, true, verb_maps},
 	{"segments", "", "the named shared segments", 0, 0, true, verb_segments},
+	{"check", "", "have the daemon compare all it knows with itself: ok, or what is wrong", 0,
+	 0, true, verb_check},
+	{"upgrade", "", "go on with the arenad that is installed now, or --binary; nothing is lost",
+	 0, CTL_BINARY, true, verb_upgrade},
 	{"host-setup", "", "have the host give the arena hugepages (as root)", 0,
 	 CTL_CHECK | CTL_ROOT, false, verb_host_setup},
 };
@@ -102,7 +106,7 @@ static int verb_maps(struct ctl *c, char **args)
 
 /* ---- the command line -------------------------------------------------------------------- */
 
-enum option_key { KEY_SOCKET = 's', KEY_JSON = 256, KEY_CHECK, KEY_ROOT };
+enum option_key { KEY_SOCKET = 's', KEY_JSON = 256, KEY_CHECK, KEY_ROOT, KEY_BINARY };
 
 static const struct argp_option options[] = {
 	{"socket", KEY_SOCKET, "PATH", 0,
@@ -112,6 +116,7 @@ static const struct argp_option options[] = {
 	{"json", KEY_JSON, NULL, 0, "status: one JSON object", 0},
 	{"check", KEY_CHECK, NULL, 0, "host-setup: change nothing", 0},
 	{"root", KEY_ROOT, "DIR", 0, "host-setup: act on the system below DIR", 0},
+	{"binary", KEY_BINARY, "PATH", 0, "upgrade: this program", 0},
 	{0},
 };
 
@@ -138,6 +143,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 	case KEY_ROOT:
 		line->ctl.options |= CTL_ROOT;
 		line->ctl.root = arg;
+		break;
+	case KEY_BINARY:
+		line->ctl.options |= CTL_BINARY;
+		line->ctl.binary = arg;
 		break;
 	case ARGP_KEY_ARG:
 		if (line->nr_args == MAX_ARGS)

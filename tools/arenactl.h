@@ -16,12 +16,14 @@ enum ctl_option {
 	CTL_JSON = 1 << 0,
 	CTL_CHECK = 1 << 1,
 	CTL_ROOT = 1 << 2,
+	CTL_BINARY = 1 << 3,
 };
 
 struct ctl {
 	const char *program; /* as it was called */
 	const char *socket;  /* NULL: the library's default */
 	const char *root;    /* host-setup: directory instead of "" */
+	const char *binary;  /* upgrade: the program instead of the one that is installed */
 	unsigned options;    /* of enum ctl_option, those given */
 	arena_t *arena;      /* NULL for verbs that need no daemon */
 };
@@ -38,6 +40,8 @@ int verb_status(struct ctl *c, char **args);
 int verb_ps(struct ctl *c, char **args);
 int verb_segments(struct ctl *c, char **args);
 int verb_host_setup(struct ctl *c, char **args);
+int verb_upgrade(struct ctl *c, char **args);
+int verb_check(struct ctl *c, char **args);
 
 /* "arenactl: ..." on stderr; returns CTL_FAILED. */
 int ctl_fail(const char *fmt, ...) __printf_(1, 2);

@@ -284,11 +284,23 @@ static void print_nodes(const struct status *st)
 	}
 }
 
+static const char *ordinal(uint64_t n)
+{
+	static const char *const suffix[] = {"th", "st", "nd", "rd"};
+
+	return n / 10 % 10 == 1 || n % 10 > 3 ? suffix[0] : suffix[n % 10];
+}
+
 static void print_table(const struct status *st)
 {
-	uint64_t up = 0;
+	uint64_t up = 0, nth = 0;
 
+	if (parse_u64(find(st, "epoch"), &nth) == 0)
+		nth++;
 	printf("arenad %s, pid %s", find(st, "version"), find(st, "pid"));
+	if (strcmp(find(st, "supervisor_pid"), "0") != 0)
+		printf(" (worker %s, the %" PRIu64 "%s)", find(st, "worker_pid"), nth,
+		       ordinal(nth));
 	if (parse_u64(find(st, "uptime_seconds"), &up) == 0)
 		printf(", up %" PRIu64 " h %02" PRIu64 " min %02" PRIu64 " s", up / 3600,
 		       up / 60 % 60, up % 60);

@@ -12,11 +12,27 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "daemon/files/show.h"
+#include "daemon/store/store.h"
 
 int show_arena_check(struct show *s)
 {
 	fprintf(s->out, "%s\n", machine_is_valid(s->machine) ? "ok" : "damaged");
 	return 0;
+}
+
+/* What program this is, and what the last attempt came to. */
+int show_arena_upgrade(struct show *s)
+{
+	fprintf(s->out, "program %s\n", store_program());
+	if (*s->machine->upgrade)
+		fprintf(s->out, "last %s\n", s->machine->upgrade);
+	return 0;
+}
+
+/* The path of a program, or nothing: the one that is at the path of this. */
+int store_arena_upgrade(struct show *s, const char *value)
+{
+	return machine_upgrade(s->machine, value);
 }
 
 int show_hpage_pmd_size(struct show *s)
@@ -55,10 +71,16 @@ static void put_service(struct show *s)
 {
 	uint64_t now = clock_now();
 	uint64_t boot = s->machine->boot_time;
+	pid_t supervisor = store_supervisor();
 
 	fprintf(s->out, "version %d.%d.%d\n", ARENA_VERSION_MAJOR, ARENA_VERSION_MINOR,
 		ARENA_VERSION_PATCH);
-	put(s, "pid", (uint64_t)getpid());
+	/* The process that stands for the daemon; its supervisor, or 0; who is speaking; how many have
+	 * served this state before. */
+	put(s, "pid", (uint64_t)(supervisor ? supervisor : getpid()));
+	put(s, "supervisor_pid", (uint64_t)supervisor);
+	put(s, "worker_pid", (uint64_t)getpid());
+	put(s, "epoch", phys_state(s->phys)->header->epoch);
 	put(s, "uptime_seconds", now > boot ? (now - boot) / NSEC_PER_SEC : 0);
 	fprintf(s->out, "hugepages %s\n", s->machine->hugepages ? "on" : "off");
 }

@@ -166,6 +166,16 @@ static int set_ISOLATION(void *field, const char *value)
 	return 0;
 }
 
+static int set_WATCHDOG(void *field, const char *value)
+{
+	uint64_t n;
+
+	if (parse_u64(value, &n) || n > 86400)
+		return ARENA_E_INVALID;
+	*(uint32_t *)field = (uint32_t)n;
+	return 0;
+}
+
 static int set_YES_NO(void *field, const char *value)
 {
 	return parse_bool(value, field);
@@ -194,6 +204,7 @@ static int set_MOUNT(void *field, const char *value)
 #define ARGUMENT_DISTANCES "ROWS"
 #define ARGUMENT_ISOLATION "uid|process"
 #define ARGUMENT_YES_NO "yes|no"
+#define ARGUMENT_WATCHDOG "SECONDS"
 #define ARGUMENT_LOG_LEVEL "LEVEL"
 #define ARGUMENT_MOUNT "DIR|none"
 
@@ -222,6 +233,7 @@ void machine_config_init(struct machine_config *c)
 		.zero_pool = UINT64_MAX,
 		.log_level = LOG_LEVEL_INFO,
 		.supervisor = true,
+		.watchdog = 30,
 	};
 }
 

@@ -32,6 +32,7 @@ struct machine_config {
 	enum log_level log_level;
 	char *mount; /* "none" */
 	bool supervisor;
+	uint32_t watchdog; /* seconds; 0: none */
 };
 
 void machine_config_init(struct machine_config *c);
@@ -53,6 +54,8 @@ struct machine {
 	struct virt *virt;
 	uint64_t boot_time;
 	bool hugepages;     /* the host gives them */
+	bool restart;       /* end, and let the next worker go on: machine_upgrade() said so */
+	char upgrade[768];  /* what the last machine_upgrade() came to, one line */
 	uint64_t boot_used; /* pages the buddy did not have at boot: as many as at shutdown */
 };
 
@@ -61,5 +64,11 @@ int machine_boot(struct machine *m, const struct machine_config *config, char *e
 		 size_t err_size);
 void machine_shutdown(struct machine *m);
 bool machine_is_valid(struct machine *m);
+/*
+ * Have the next worker be of another program, "": of the one at the path of this, which may have been
+ * replaced. It is refused if it cannot go on with these clients and this state, or nobody would
+ * start it. 0: m->restart is set. Blocks until the program has said what it is.
+ */
+int machine_upgrade(struct machine *m, const char *path);
 
 #endif

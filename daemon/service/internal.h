@@ -5,6 +5,7 @@
  *	loop.c      the loop: sockets, doorbells, adaptive polling, going to sleep, timers
  *	listener.c  the listening socket (listener.h)
  *	accept.c    connections and whose they are
+ *	keeper.c    the supervisor or systemd above us
  *	peer.c      a peer's life from hello to the last frame
  *	mailbox.c   requests out of a channel, replies into it
  *	call.c      decoding, the method table, replies, calls that are answered later
@@ -193,6 +194,7 @@ struct service {
 	struct event_base *base;
 	struct event *listen_event, *listen_retry, *kzerod_event, *flush_timer;
 	struct event *signal_event[3];
+	struct event *watchdog_timer, *supervisor_event;
 	struct peer_list peers;
 	struct peer_list closed; /* for service_reap() */
 	unsigned nr_peers;
@@ -234,6 +236,8 @@ void service_settle(struct service *s);
 void service_reap(struct service *s);
 
 void service_accept_cb(evutil_socket_t fd, short what, void *data);
+void service_unwatch_keeper(struct service *s);
+void service_block_signals(struct service *s);
 void service_accept_again(struct service *s); /* a descriptor was given back */
 
 #endif

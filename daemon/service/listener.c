@@ -7,6 +7,10 @@
  * socket somebody answers at, though the lock was free, belongs to a program that knows nothing of
  * the lock: it is left alone. Any other socket there is a dead one, and is replaced by rename(2) of
  * a listening one, so that a client that finds the socket can connect.
+ *
+ * The keeper's lock is a copy of ours, so it is held as long as one of the two lives. A lock that
+ * was handed down says that the path is ours and that the socket beside it, if there is one, was
+ * made by an earlier worker; a socket without a lock is systemd's.
  */
 #include "daemon/service/listener.h"
 
@@ -27,6 +31,7 @@
 #include "base/mem.h"
 #include "base/util.h"
 #include "base/why.h"
+#include "daemon/store/store.h"
 
 #define LOCK_SUFFIX ".lock"
 #define NEW_SUFFIX ".new"
@@ -109,6 +114,8 @@ static bool still_there(int fd, const char *path)
 
 static int take_lock(struct listener *l, const struct why *why)
 {
+	pid_t supervisor = store_supervisor();
+
 	for (;;) {
 		_cleanup_(closep) int fd =
 			open(l->lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -126,7 +133,10 @@ static int take_lock(struct listener *l, const struct why *why)
 			continue;
 		/* For whoever comes second; without it he learns less. */
 		if (ftruncate(fd, 0) == 0)
-			dprintf(fd, "%ld\n", (long)getpid());
+			dprintf(fd, "%ld\n", (long)(supervisor ? supervisor : getpid()));
+		r = store_add("lock", fd);
+		if (r)
+			return fail(why, r, "cannot have %s kept: %s", l->lock_path, error_text(r));
 		l->lock_fd = TAKE_FD(fd);
 		return 0;
 	}
@@ -156,6 +166,62 @@ static int look_for_server(const struct listener *l, const struct why *why)
 	return refuse_second(l, cred.pid, why);
 }
 
+/* ---- what was handed down -------------------------------------------------------- */
+
+/* Where a socket that systemd made is; as it was configured if that cannot be told. */
+static int find_path(struct listener *l)
+{
+	struct sockaddr_un sun = {0};
+	socklen_t len = sizeof(sun);
+	char *path;
+
+	if (getsockname(l->fd, (void *)&sun, &len) < 0 || !sun.sun_path[0])
+		return 0;
+	path = mem_alloc(sizeof(sun.sun_path) + 1);
+	if (!path)
+		return -ENOMEM;
+	memcpy(path, sun.sun_path, sizeof(sun.sun_path));
+	free(l->path);
+	l->path = path;
+	return 0;
+}
+
+static int take_given(struct listener *l, const struct why *why)
+{
+	char name[STORE_NAME_MAX] = "listen";
+	socklen_t len = sizeof(int);
+	int fd = store_take_listener(name), type = 0, r;
+
+	if (fd == -EEXIST)
+		return fail(why, ARENA_E_EXISTS, "started with more than one listening socket");
+	if (fd < 0)
+		return 0;
+	l->fd = fd;
+	l->given = true;
+	r = find_path(l);
+	if (r)
+		return fail(why, r, "%s", error_text(r));
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 || type != SOCK_SEQPACKET)
+		return fail(why, ARENA_E_INVALID,
+			    "started with the socket %s (%s) of another type: it must be "
+			    "ListenSequentialPacket=",
+			    l->path, name);
+	/* Whoever made it may have thought of a blocking accept. */
+	if (fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)
+		return fail(why, -errno, "%s: %s", l->path, error_text(-errno));
+	return 0;
+}
+
+/* l->lock_fd or l->fd is set if there was something. */
+static int take_over(struct listener *l, const struct why *why)
+{
+	l->lock_fd = store_take("lock");
+	if (l->lock_fd < 0)
+		return take_given(l, why);
+	l->fd = store_take("listen");
+	return 0;
+}
+
 /* ---- interface ------------------------------------------------------------------- */
 
 int listener_open(struct listener *l, const struct listener_params *params, char *err,
@@ -177,7 +243,8 @@ int listener_open(struct listener *l, const struct listener_params *params, char
 		r = fail(&why, -ENOMEM, "%s", error_text(-ENOMEM));
 	else if (!*l->path || !address(&sun, l->new_path))
 		r = fail(&why, ARENA_E_NAME_TOO_LONG, "%s is too long for a socket", l->path);
-	else if (!(r = make_directory(params, &why)) && !(r = take_lock(l, &why)))
+	else if (!(r = take_over(l, &why)) && l->lock_fd < 0 && l->fd < 0 &&
+		 !(r = make_directory(params, &why)) && !(r = take_lock(l, &why)))
 		r = look_for_server(l, &why);
 	if (r)
 		listener_close(l);
@@ -210,10 +277,15 @@ static int bind_new(struct listener *l, int fd)
 int listener_start(struct listener *l, char *err, size_t err_size)
 {
 	const struct why why = {.text = err, .size = err_size};
-	_cleanup_(closep) int fd =
-		socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	int r = fd < 0 ? -errno : bind_new(l, fd);
+	_cleanup_(closep) int fd = -1;
+	int r;
 
+	if (l->fd >= 0)
+		return 0;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	r = fd < 0 ? -errno : bind_new(l, fd);
+	if (!r)
+		r = store_add("listen", fd);
 	if (r)
 		return fail(&why, r, "cannot listen at %s: %s", l->path, error_text(r));
 	l->fd = TAKE_FD(fd);
@@ -222,12 +294,17 @@ int listener_start(struct listener *l, char *err, size_t err_size)
 
 void listener_close(struct listener *l)
 {
+	/* A worker that ended in here has left the path to others: they have another lock file. */
+	bool ours = l->lock_fd >= 0 && still_there(l->lock_fd, l->lock_path);
+
 	if (l->fd >= 0) {
-		unlink(l->path);
+		if (ours)
+			unlink(l->path);
 		close(l->fd);
 	}
 	if (l->lock_fd >= 0) {
-		unlink(l->lock_path);
+		if (ours)
+			unlink(l->lock_path);
 		close(l->lock_fd);
 	}
 	free(l->path);

@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* listener.h - the daemon's socket in the file system, and that there is one daemon behind it. */
+/*
+ * listener.h - the daemon's socket in the file system, and that there is one daemon behind it.
+ *
+ * Socket and lock outlive the worker: a keeper (daemon/store) holds them under the names "listen"
+ * and "lock", so that clients can connect and a second daemon is refused while no worker runs.
+ */
 #ifndef SERVICE_LISTENER_H
 #define SERVICE_LISTENER_H
 
@@ -11,6 +16,7 @@ struct listener {
 	char *path, *lock_path, *new_path;
 	int lock_fd, fd;
 	mode_t mode;
+	bool given; /* systemd made the socket, and removes it */
 };
 
 struct listener_params {
@@ -21,14 +27,15 @@ struct listener_params {
 };
 
 /*
- * Claim the path: makes the directory, takes the lock file. Nothing listens yet. ARENA_E_BUSY:
- * another daemon has it. On failure err gets one line.
+ * Take over what an earlier worker or systemd left us. Else claim the path: makes the directory,
+ * takes the lock file. Nothing listens yet. ARENA_E_BUSY: another daemon has it. On failure err
+ * gets one line.
  */
 int listener_open(struct listener *l, const struct listener_params *params, char *err,
 		  size_t err_size);
 /* Listen: the socket appears when it is ready, and takes the place of a dead daemon's. */
 int listener_start(struct listener *l, char *err, size_t err_size);
-/* Remove the socket and give the path up. */
+/* Remove the socket, if it is ours, and give the path up. */
 void listener_close(struct listener *l);
 
 #endif

@@ -22,14 +22,14 @@
  * client from its CPU. What came after a sleep tells nothing, so every 16th call is polled for in
  * any case, to notice that times have changed.
  *
- * Nothing here is periodic: an idle daemon with idle clients does not wake. Clients that owe an
- * acknowledgement are asked to ring when they give it; their flush threads are woken after 5 ms
- * and again after 50 ms, and then nothing more is done until another flush is posted.
+ * Nothing here is periodic: an idle daemon with idle clients does not wake, but for the watchdog's
+ * sign of life (keeper.c). Clients that owe an acknowledgement are asked to ring when they give it;
+ * their flush threads are woken after 5 ms and again after 50 ms, and then nothing more is done
+ * until another flush is posted.
  */
 #include "daemon/service/internal.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -283,6 +283,9 @@ void service_settle(struct service *s)
 	service_answer_finished(s);
 	kzerod_collect(s->machine->phys);
 	service_reap(s);
+	/* Whoever asked for it has his answer by now. */
+	if (s->machine->restart)
+		s->stopping = true;
 }
 
 static bool may_sleep(struct service *s)
@@ -311,6 +314,7 @@ int service_run(struct service *s)
 		if (look_at_events(s, EVLOOP_ONCE) < 0)
 			return -EIO;
 	}
+	service_block_signals(s);
 	return 0;
 }
 
@@ -346,29 +350,6 @@ static void listen_retry_cb(evutil_socket_t fd, short what, void *data)
 
 	(void)fd, (void)what;
 	event_add(s->listen_event, NULL);
-}
-
-static void signal_cb(evutil_socket_t number, short what, void *data)
-{
-	(void)what;
-	if (number == SIGHUP) {
-		log_info("SIGHUP: nothing to reload in this version");
-		return;
-	}
-	log_info("SIG%s: stopping", sigabbrev_np(number));
-	service_stop(data);
-}
-
-int service_catch_signals(struct service *s)
-{
-	static const int signals[] = {SIGTERM, SIGINT, SIGHUP};
-
-	for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
-		s->signal_event[i] = evsignal_new(s->base, signals[i], signal_cb, s);
-		if (!s->signal_event[i] || evsignal_add(s->signal_event[i], NULL) < 0)
-			return -ENOMEM;
-	}
-	return 0;
 }
 
 static struct event_base *create_base(void)
@@ -454,6 +435,7 @@ struct service *service_destroy(struct service *s)
 		peer_destroy(p);
 	service_reap(s);
 	free_event(s->listen_event);
+	service_unwatch_keeper(s);
 	free_event(s->flush_timer);
 	free_event(s->kzerod_event);
 	for (size_t i = 0; i < ARRAY_SIZE(s->signal_event); i++)

@@ -36,8 +36,11 @@ int service_create(const struct service_params *params, struct service **out);
 /* Ends every connection and address space. NULL allowed, returns NULL. */
 struct service *service_destroy(struct service *s);
 
-/* SIGTERM and SIGINT stop the service, SIGHUP is logged. For main, not for tests. */
+/* SIGTERM and SIGINT stop the service, SIGHUP is logged; they are unblocked here, and blocked again
+ * before service_run() returns. For main, not for tests. */
 int service_catch_signals(struct service *s);
+/* The keeper of descriptors (daemon/store): be heard of in time, and notice its death. */
+int service_watch_keeper(struct service *s);
 /* Serve until service_stop(), or a signal: 0, -errno. */
 int service_run(struct service *s);
 void service_stop(struct service *s);
