@@ -71,6 +71,9 @@ int os_eventfd_drain(int fd);
 
 int os_pidfd_open(pid_t pid);
 bool os_pid_alive(int pidfd);
+/* When the process began, in clock ticks since boot: with its pid it is that process and no later one.
+ * 0: it is not there, or cannot be seen. Not signal-safe. */
+uint64_t os_process_start(pid_t pid);
 /* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
 void os_thread_background(const char *name);
 
