@@ -147,6 +147,8 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 		.uid = p->cred->uid,
 		.gid = p->cred->gid,
 		.domain = domain_id(mm->domain),
+		.peer = p->peer,
+		.start_time = p->start_time,
 	};
 
 	mm->record = record_find(s);
