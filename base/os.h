@@ -83,6 +83,9 @@ bool os_pid_alive(int pidfd);
  * outputs, with a NUL behind it. -ETIMEDOUT: it took longer and was killed. Not signal-safe.
  */
 int os_output(const char *const argv[], unsigned ms, char *out, size_t size);
+/* When the process began, in clock ticks since boot: with its pid it is that process and no later one.
+ * 0: it is not there, or cannot be seen. Not signal-safe. */
+uint64_t os_process_start(pid_t pid);
 /* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
 void os_thread_background(const char *name);
 

@@ -434,6 +434,26 @@ bool os_pid_alive(int pidfd)
 	return syscall(SYS_ppoll, &p, 1, &now, NULL, 0) == 0;
 }
 
+/* Field 22 of stat, counted from behind the program's name, which may hold anything. */
+uint64_t os_process_start(pid_t pid)
+{
+	_cleanup_(fclosep) FILE *f = NULL;
+	char path[32], text[1024], *at;
+	unsigned long long start = 0;
+	size_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	f = fopen(path, "re");
+	if (!f)
+		return 0;
+	n = fread(text, 1, sizeof(text) - 1, f);
+	text[n] = '\0';
+	at = strrchr(text, ')');
+	for (unsigned field = 2; at && field < 22; field++)
+		at = strchr(at + 1, ' ');
+	return at && sscanf(at, " %llu", &start) == 1 ? start : 0;
+}
+
 void os_thread_background(const char *name)
 {
 	struct sched_param param = {0};

@@ -95,6 +95,10 @@ static int serve_machine(struct machine *m, struct listener *l, struct files *f,
 	params.listen_fd = l->fd;
 	r = service_create(&params, &s);
 	if (!r) {
+		unsigned left = store_drop_rest();
+
+		if (left)
+			log_info("%u descriptors that nothing names any more", left);
 		r = serve_until_told(s, m, l);
 		if (!r)
 			phys_retire(m->phys);

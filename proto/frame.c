@@ -195,7 +195,8 @@ ssize_t frame_recv(int sock, void *buf, size_t size, int *fds, unsigned max_fds,
 		*nr_fds = 0;
 	do
 		n = recvmsg(sock, &msg,
-			    MSG_CMSG_CLOEXEC | (flags & FRAME_DONTWAIT ? MSG_DONTWAIT : 0));
+			    MSG_CMSG_CLOEXEC | (flags & FRAME_DONTWAIT ? MSG_DONTWAIT : 0) |
+				    (flags & FRAME_PEEK ? MSG_PEEK : 0));
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
@@ -217,4 +218,28 @@ ssize_t frame_recv(int sock, void *buf, size_t size, int *fds, unsigned max_fds,
 	if (nr_fds)
 		*nr_fds = nr;
 	return n;
+}
+
+void frame_drop(int sock)
+{
+	char byte;
+
+	while (recv(sock, &byte, 1, MSG_DONTWAIT) < 0 && errno == EINTR)
+		;
+}
+
+/* Fields are packed in the order of their numbers, and id is field 1 of both messages. */
+uint64_t frame_peek_id(const void *buf, size_t len)
+{
+	const uint8_t *at = buf, *end = at + len;
+	uint64_t id = 0;
+
+	if (at == end || *at++ != (1u << 3))
+		return 0;
+	for (unsigned shift = 0; at < end && shift < 64; shift += 7) {
+		id |= (uint64_t)(*at & 0x7f) << shift;
+		if (!(*at++ & 0x80))
+			return id;
+	}
+	return 0;
 }

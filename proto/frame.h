@@ -50,6 +50,7 @@ int frame_unpack_reply(const void *buf, size_t len, struct frame_arena *fa, Aren
 
 enum frame_flags {
 	FRAME_DONTWAIT = 1 << 0, /* -EAGAIN instead of waiting, whatever the socket's mode */
+	FRAME_PEEK = 1 << 1,     /* frame_recv: the packet stays where it is */
 };
 
 /*
@@ -74,5 +75,10 @@ int frame_send(int sock, const void *buf, size_t len, const int *fds, unsigned n
  */
 ssize_t frame_recv(int sock, void *buf, size_t size, int *fds, unsigned max_fds, unsigned *nr_fds,
 		   unsigned flags);
+
+/* Take the first packet out of the socket unseen, with what it carries. Never waits. */
+void frame_drop(int sock);
+/* The id of a packed Request or Reply, without unpacking it; 0: it has none. */
+uint64_t frame_peek_id(const void *buf, size_t len);
 
 #endif

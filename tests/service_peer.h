@@ -49,6 +49,7 @@ struct client {
 	uint64_t next_id;
 	int fds[ARENA_SOCKET_MAX_FDS]; /* of the last reply */
 	unsigned nr_fds;
+	int farewell;        /* why the service hung up, if it said so */
 	Arena__Reply *reply; /* the last one, NULL if there was none; lives in `frame` */
 	char frame[FRAME_ARENA_SOCKET];
 	uint8_t packet[ARENA_SOCKET_MAX_MESSAGE];
@@ -103,9 +104,9 @@ static inline void serve_all(void)
 		;
 }
 
-static inline struct client *client_connect_as(uid_t uid)
+static inline struct client *client_connect_from(pid_t pid, uid_t uid)
 {
-	struct credentials cred = {.pid = bystander, .uid = uid, .gid = uid};
+	struct credentials cred = {.pid = pid, .uid = uid, .gid = uid};
 	struct client *c = calloc(1, sizeof(*c));
 	int pair[2];
 
@@ -114,6 +115,11 @@ static inline struct client *client_connect_as(uid_t uid)
 	c->fd = pair[0];
 	assert_int_equal(service_add_peer(service, pair[1], &cred, &c->peer), 0);
 	return c;
+}
+
+static inline struct client *client_connect_as(uid_t uid)
+{
+	return client_connect_from(bystander, uid);
 }
 
 static inline struct client *client_connect(void)
@@ -144,7 +150,11 @@ static inline bool client_receive(struct client *c)
 	if (n <= 0)
 		return false;
 	assert_int_equal(frame_unpack_reply(c->packet, (size_t)n, &fa, &c->reply), 0);
-	return true;
+	if (c->reply->id)
+		return true;
+	c->farewell = c->reply->error;
+	c->reply = NULL;
+	return false;
 }
 
 /* One call through the socket: the errno of its answer, -1 if the service hung up. */

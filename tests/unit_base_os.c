@@ -334,10 +334,15 @@ static void test_pidfd(void **state)
 	fd = os_pidfd_open(pid);
 	assert_true(fd >= 0);
 	assert_true(os_pid_alive(fd));
+	/* Started after us or in the same tick, and it stays the same. */
+	assert_true(os_process_start(getpid()) > 0);
+	assert_true(os_process_start(pid) >= os_process_start(getpid()));
+	assert_int_equal(os_process_start(pid), os_process_start(pid));
 	close(hold[1]);
 	close(hold[0]);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
 	assert_false(os_pid_alive(fd));
+	assert_int_equal(os_process_start(pid), 0);
 	close(fd);
 	assert_int_equal(os_pidfd_open(pid), -ESRCH);
 }

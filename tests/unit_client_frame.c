@@ -277,6 +277,45 @@ static void lengths_are_checked(void **state)
 	close(sv[1]);
 }
 
+static void packets_stay_until_dropped(void **state)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__Null null = ARENA__NULL__INIT;
+	char packet[64], buf[64];
+	unsigned before;
+	int sv[2], fd;
+	size_t len;
+
+	(void)state;
+	make_pair(sv);
+	request.id = UINT64_C(0x8000000000000081);
+	request.call_case = ARENA__REQUEST__CALL_NULL;
+	request.null = &null;
+	assert_int_equal(frame_pack_request(&request, packet, sizeof(packet), &len), 0);
+	assert_true(frame_peek_id(packet, len) == request.id);
+	for (size_t cut = 0; cut < 10; cut++)
+		assert_true(frame_peek_id(packet, cut) == 0);
+	assert_int_equal(frame_peek_id("\x12\x00", 2), 0);
+	assert_int_equal(frame_send(sv[0], packet, len, NULL, 0), 0);
+	assert_int_equal(frame_send(sv[0], "next", 4, NULL, 0), 0);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(frame_recv(sv[1], buf, sizeof(buf), NULL, 0, NULL, FRAME_PEEK),
+				 (int)len);
+	frame_drop(sv[1]);
+	assert_int_equal(frame_recv(sv[1], buf, sizeof(buf), NULL, 0, NULL, 0), 4);
+	/* What a packet carries goes with it, and a look at it leaves nothing open. */
+	before = open_descriptors();
+	fd = sv[0];
+	assert_int_equal(frame_send(sv[0], "x", 1, &fd, 1), 0);
+	assert_int_equal(frame_recv(sv[1], buf, 8, NULL, 0, NULL, FRAME_PEEK), -EPROTO);
+	frame_drop(sv[1]);
+	frame_drop(sv[1]);
+	assert_int_equal(frame_recv(sv[1], buf, 8, NULL, 0, NULL, FRAME_DONTWAIT), -EAGAIN);
+	assert_int_equal(open_descriptors(), before);
+	close(sv[0]);
+	close(sv[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -288,6 +327,7 @@ int main(void)
 		cmocka_unit_test(descriptors_travel),
 		cmocka_unit_test(surplus_descriptors_are_closed),
 		cmocka_unit_test(lengths_are_checked),
+		cmocka_unit_test(packets_stay_until_dropped),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

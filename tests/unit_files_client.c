@@ -181,7 +181,7 @@ static char *check_table(char *text, unsigned columns)
 static void test_tables(void **state __unused_)
 {
 	char *text = text_of("sys/kernel/mm/arena/clients");
-	char *values = check_table(text, 17);
+	char *values = check_table(text, 19);
 
 	assert_matches(text, "^pid uid mm domain vm_kb ");
 	assert_matches(values, "^4242 1000 [0-9]+ [0-9]+ ");

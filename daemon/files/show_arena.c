@@ -82,6 +82,7 @@ static void put_service(struct show *s)
 	put(s, "worker_pid", (uint64_t)getpid());
 	put(s, "epoch", phys_state(s->phys)->header->epoch);
 	put(s, "uptime_seconds", now > boot ? (now - boot) / NSEC_PER_SEC : 0);
+	put(s, "restarts", phys_state(s->phys)->header->epoch);
 	fprintf(s->out, "hugepages %s\n", s->machine->hugepages ? "on" : "off");
 }
 
@@ -197,7 +198,7 @@ int show_arena_status(struct show *s)
 int show_arena_clients(struct show *s)
 {
 	fputs("pid uid mm domain vm_kb anon_kb shmem_kb direct_kb leaves vmas limbo_kb faults "
-	      "refills ahead_hits flushes evictions comm\n",
+	      "refills ahead_hits flushes evictions restarts reconnects comm\n",
 	      s->out);
 	for (struct mm *mm = mm_next(s->virt, NULL); mm; mm = mm_next(s->virt, mm)) {
 		struct mm_stats st;
@@ -210,7 +211,8 @@ int show_arena_clients(struct show *s)
 			pages_to_kb(st.rss_shmem), pages_to_kb(st.direct_pages), st.leaves);
 		fprintf(s->out, " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64,
 			st.nr_vmas, pages_to_kb(st.limbo), st.faults, st.refills, st.ahead_hits);
-		fprintf(s->out, " %" PRIu64 " %" PRIu64 " ", st.flushes, st.evictions);
+		fprintf(s->out, " %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " ", st.flushes,
+			st.evictions, st.restarts, st.reconnects);
 		put_name(s->out, mm_comm(mm), true);
 		fputc('\n', s->out);
 	}

@@ -4,6 +4,8 @@
  *
  *	configuration -> topology -> phys (with the state file) -> virt -> kzerod
  *
+ * or, where an earlier worker left its state with the keeper, over that (recover.c).
+ *
  * A step that fails says why in one line, and what came before it is taken down again. The machine
  * owns its configuration and its topology, which phys points into: it does not move while it runs.
  */
@@ -21,6 +23,8 @@
 #include "base/truth.h"
 #include "base/why.h"
 #include "daemon/machine/config.h"
+#include "daemon/machine/recover.h"
+#include "daemon/store/store.h"
 
 #define PAGEBLOCK_BYTES ((uint64_t)PAGEBLOCK_PAGES << ARENA_PAGE_SHIFT)
 
@@ -183,18 +187,29 @@ static void look_for_hugepages(struct machine *m)
 			   "pages; turn them on with: sudo arenactl host-setup");
 }
 
+static int boot_fresh(struct machine *m, const struct why *why)
+{
+	int r = choose_topology(m, why);
+
+	if (!r)
+		r = boot_phys(m, why);
+	if (r)
+		return r;
+	r = virt_create(m->phys, &m->virt);
+	return r ? fail(why, r, "cannot set up virtual memory: %s", error_text(r)) : 0;
+}
+
 static int boot(struct machine *m, const struct machine_config *config, const struct why *why)
 {
-	int r = copy_config(&m->config, config);
+	int r = copy_config(&m->config, config), state = store_take("state");
 
 	if (r)
 		return fail(why, r, "%s", error_text(r));
+	m->recovered = state >= 0;
 	look_for_hugepages(m);
-	if ((r = choose_topology(m, why)) || (r = boot_phys(m, why)))
-		return r;
-	r = virt_create(m->phys, &m->virt);
+	r = state < 0 ? boot_fresh(m, why) : machine_recover(m, state, why);
 	if (r)
-		return fail(why, r, "cannot set up virtual memory: %s", error_text(r));
+		return r;
 	r = kzerod_start(m->phys);
 	if (r)
 		return fail(why, r, "cannot start kzerod: %s", error_text(r));
@@ -209,7 +224,9 @@ int machine_boot(struct machine *m, const struct machine_config *config, char *e
 	*m = (struct machine){.boot_time = clock_now()};
 	machine_config_init(&m->config);
 	r = boot(m, config, &why);
-	if (r)
+	/* A state that could not be taken over stays as it is, for inspection: shutting down would give
+	 * up what the keeper keeps of it. */
+	if (r && !m->recovered)
 		machine_shutdown(m);
 	return r;
 }

@@ -54,6 +54,7 @@ struct machine {
 	struct virt *virt;
 	uint64_t boot_time;
 	bool hugepages;     /* the host gives them */
+	bool recovered;     /* or tried to: an earlier worker left its state */
 	bool restart;       /* end, and let the next worker go on: machine_upgrade() said so */
 	char upgrade[768];  /* what the last machine_upgrade() came to, one line */
 	uint64_t boot_used; /* pages the buddy did not have at boot: as many as at shutdown */

@@ -54,6 +54,22 @@ void journal_done(struct state *s, const void *reply, size_t len)
 	set_phase(j, JOURNAL_DONE);
 }
 
+void journal_answer(struct state *s, uint32_t peer, uint32_t mailbox, uint64_t id,
+		    const void *reply, size_t len)
+{
+	struct call_journal *j = s->journal;
+
+	BUG_ON(len > JOURNAL_REPLY_MAX);
+	ASSERT(j->phase == JOURNAL_NONE);
+	j->peer = peer;
+	j->mailbox = mailbox;
+	j->method = 0;
+	j->request_id = id;
+	j->reply_len = (uint32_t)len;
+	truth_fill(j->reply, reply, len);
+	set_phase(j, JOURNAL_DONE);
+}
+
 void journal_clear(struct state *s)
 {
 	s->resuming = false;

@@ -43,6 +43,12 @@ void journal_begin(struct state *s, uint32_t peer, uint32_t mailbox, uint32_t me
 void journal_prepare(struct state *s, unsigned n, const uint64_t *arg);
 /* The packed answer, before it is delivered. Longer than JOURNAL_REPLY_MAX: BUG. */
 void journal_done(struct state *s, const void *reply, size_t len);
+/*
+ * The answer of a call without a journal, before it takes the place of its request in a mailbox: DONE
+ * at once, for from here on the request can no longer be read.
+ */
+void journal_answer(struct state *s, uint32_t peer, uint32_t mailbox, uint64_t id,
+		    const void *reply, size_t len);
 /* The answer is delivered, or there is nobody any more who waits for it. */
 void journal_clear(struct state *s);
 

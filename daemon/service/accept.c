@@ -74,33 +74,39 @@ static bool too_many(const struct service *s, uid_t uid)
 	return of_uid >= SERVICE_MAX_PEERS / 2;
 }
 
+int peer_credentials(int fd, struct credentials *cred, gid_t **groups)
+{
+	struct ucred ucred;
+	socklen_t len = sizeof(ucred);
+
+	*cred = (struct credentials){0};
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &ucred, &len) < 0)
+		return -errno;
+	cred->pid = ucred.pid;
+	cred->uid = ucred.uid;
+	cred->gid = ucred.gid;
+	return peer_groups(fd, cred, groups);
+}
+
 /* Takes over fd. */
 static int admit(struct service *s, int fd)
 {
 	_cleanup_(freep) gid_t *groups = NULL;
-	struct credentials cred = {0};
-	struct ucred ucred;
-	socklen_t len = sizeof(ucred);
+	struct credentials cred;
 	struct peer *p;
-	int r;
+	int r = peer_credentials(fd, &cred, &groups);
 
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &ucred, &len) < 0) {
-		r = -errno;
-	} else if (too_many(s, ucred.uid)) {
+	if (!r && too_many(s, cred.uid)) {
 		state_event(service_state(s), EV_ARENA_CLIENT_REFUSED, 1);
-		service_warn(s, "client %d (uid %u) refused: too many clients", (int)ucred.pid,
-			     (unsigned)ucred.uid);
+		service_warn(s, "client %d (uid %u) refused: too many clients", (int)cred.pid,
+			     (unsigned)cred.uid);
 		r = ARENA_E_TOO_MANY;
-	} else {
-		r = peer_groups(fd, &cred, &groups);
+		send_farewell(fd, error_to_errno(r));
 	}
 	if (r) {
 		close(fd);
 		return r;
 	}
-	cred.pid = ucred.pid;
-	cred.uid = ucred.uid;
-	cred.gid = ucred.gid;
 	return peer_create(s, fd, peer_pidfd(fd), &cred, &p);
 }
 

@@ -8,9 +8,9 @@
 #include "arena/arena.h"
 #include "base/cleanup.h"
 #include "base/os.h"
+#include "daemon/phys/journal.h"
 
 #define USER_ADDRESS_END (UINT64_C(1) << 47)
-#define TOKEN_BYTES 16
 
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
@@ -35,7 +35,11 @@ int handle_hello(struct call *call)
 		call->close_why = "it speaks another version of the protocol";
 		return ARENA_E_PROTOCOL;
 	}
+	/* An earlier worker knew it already, and died before it could say so. */
+	if (p->recovered)
+		return 0;
 	p->state = PEER_READY;
+	peer_keep(p);
 	state_event(service_state(p->service), EV_ARENA_CLIENT_OPEN, 1);
 	log_debug("client %d (%s, uid %u) connected, libarena %.32s", (int)p->cred.pid, p->comm,
 		  (unsigned)p->cred.uid, m->library);
@@ -51,27 +55,33 @@ static bool window_acceptable(uint64_t base, uint64_t size)
 	       end <= USER_ADDRESS_END;
 }
 
-static int attach(struct call *call, struct mm *mm)
+int call_add_attach_fds(struct call *call, struct mm *mm)
+{
+	int table = os_reopen_readonly(mm_file(mm));
+
+	if (table < 0)
+		return table;
+	call_add_fd(call, table, true);
+	call_add_fd(call, mm_channel_file(mm), false);
+	call_add_fd(call, call->peer->doorbell, false);
+	call_add_fd(call, domain_fd(mm_domain(mm)), false);
+	return 0;
+}
+
+int call_attach(struct call *call, struct mm *mm)
 {
 	_cleanup_(closep) int doorbell = os_eventfd();
-	_cleanup_(closep) int table = os_reopen_readonly(mm_file(mm));
-	struct peer *p = call->peer;
 	Arena__AttachReply *reply;
-	int r;
+	int r = doorbell < 0 ? doorbell : peer_attached(call->peer, mm, TAKE_FD(doorbell));
 
-	if (doorbell < 0 || table < 0)
-		return doorbell < 0 ? doorbell : table;
-	r = peer_attached(p, mm, TAKE_FD(doorbell));
+	if (!r)
+		r = call_add_attach_fds(call, mm);
 	if (r)
 		return r;
 	reply = CALL_RESULT(call, attach, ATTACH);
 	reply->mm_id = mm_id(mm);
 	reply->token.data = (uint8_t *)mm_token(mm);
-	reply->token.len = TOKEN_BYTES;
-	call_add_fd(call, TAKE_FD(table), true);
-	call_add_fd(call, mm_channel_file(mm), false);
-	call_add_fd(call, p->doorbell, false);
-	call_add_fd(call, domain_fd(mm_domain(mm)), false);
+	reply->token.len = SERVICE_TOKEN_BYTES;
 	return 0;
 }
 
@@ -86,6 +96,33 @@ static bool process_was_refused(const struct peer *p)
 	return false;
 }
 
+/*
+ * An address space of the same process in the same place: the process has unmapped it, or it could
+ * not offer the place again. It never heard of it, or lost it.
+ */
+static void end_replaced(const struct peer *p, const Arena__Attach *m)
+{
+	struct peer *other, *next;
+	uint64_t base, size;
+
+	LIST_FOREACH_SAFE(other, &p->service->peers, link, next) {
+		if (other->state != PEER_ORPHAN || other->cred.pid != p->cred.pid)
+			continue;
+		mm_window(other->mm, &base, &size);
+		if (m->window_base < base + size && base < m->window_base + m->window_size)
+			peer_destroy(other);
+	}
+}
+
+/* The client was told nothing of the address space that this very call has made before. */
+static bool attach_was_interrupted(const struct peer *p)
+{
+	const struct state *st = service_state(p->service);
+
+	return st->resuming && st->journal->phase == JOURNAL_PREPARED &&
+	       st->journal->arg[0] == ATTACH_NEW;
+}
+
 int handle_attach(struct call *call)
 {
 	const Arena__Attach *m = call->request->attach;
@@ -95,11 +132,18 @@ int handle_attach(struct call *call)
 		.window_size = m->window_size,
 		.cred = &p->cred,
 		.comm = p->comm,
+		.peer = p->id,
+		.start_time = os_process_start(p->cred.pid),
 		.process_domain = p->service->machine->config.process_isolation,
 	};
+	const uint64_t none = ATTACH_NEW;
 	struct mm *mm;
 	int r;
 
+	if (m->mm_id)
+		return reattach(call);
+	if (p->mm && attach_was_interrupted(p))
+		peer_forget_mm(p);
 	if (p->mm)
 		return ARENA_E_BUSY;
 	/* Frames must not be given to a process whose death we would not hear of. */
@@ -110,11 +154,15 @@ int handle_attach(struct call *call)
 		return ARENA_E_PERMISSION;
 	if (!window_acceptable(m->window_base, m->window_size))
 		return ARENA_E_INVALID;
+	end_replaced(p, m);
+	journal_prepare(service_state(p->service), 1, &none);
 	r = mm_create(p->service->machine->virt, &params, &mm);
 	if (r)
 		return r;
-	r = attach(call, mm);
-	if (r)
+	r = call_attach(call, mm);
+	if (r && p->mm)
+		peer_forget_mm(p);
+	else if (r)
 		mm_destroy(mm);
 	return r;
 }

@@ -31,19 +31,19 @@ static int check_name(const char **name)
 	return 0;
 }
 
-/* The descriptor of a slot that is new to the client. */
-static int add_slot_fd(struct call *call, const struct segment_open *open)
+int call_add_slot_fd(struct call *call, struct mm *mm, uint32_t slot)
 {
-	int fd = open->slot_fd;
+	bool readonly;
+	int fd;
 
-	if (!open->slot_new)
-		return 0;
-	if (open->slot_readonly) {
+	if (!mm_slot(mm, slot, &fd, &readonly))
+		return ARENA_E_NOT_FOUND;
+	if (readonly) {
 		fd = os_reopen_readonly(fd);
 		if (fd < 0)
 			return fd;
 	}
-	call_add_fd(call, fd, open->slot_readonly);
+	call_add_fd(call, fd, readonly);
 	return 0;
 }
 
@@ -55,7 +55,6 @@ int handle_shm_open(struct call *call)
 		.name = m->name,
 		.oflag = (int)(m->oflag & ~(uint32_t)O_CLOEXEC),
 		.mode = m->mode & 0777,
-		.slot_fd = -1,
 	};
 	Arena__ShmOpenReply *reply;
 	int r = check_name(&open.name);
@@ -69,7 +68,8 @@ int handle_shm_open(struct call *call)
 	r = mm_open_segment(p->mm, &p->cred, &open);
 	if (r)
 		return r;
-	r = add_slot_fd(call, &open);
+	/* Only where it is new to the client. */
+	r = open.slot_new ? call_add_slot_fd(call, p->mm, open.slot) : 0;
 	if (r) {
 		mm_close_segment(p->mm, open.handle);
 		return r;
@@ -128,4 +128,9 @@ int handle_shm_stat(struct call *call)
 		return r;
 	CALL_RESULT(call, shm_stat, SHM_STAT)->size = size;
 	return 0;
+}
+
+int handle_slot(struct call *call)
+{
+	return call_add_slot_fd(call, call->peer->mm, call->request->slot->number);
 }

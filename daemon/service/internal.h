@@ -9,6 +9,8 @@
  *	peer.c      a peer's life from hello to the last frame
  *	mailbox.c   requests out of a channel, replies into it
  *	call.c      decoding, the method table, replies, calls that are answered later
+ *	recover.c   connections taken over from a worker that died, and the call it died in
+ *	reattach.c  an address space whose connection was lost gets another
  *	handlers_*  a family of calls each
  *
  * Lifetime of a peer: the struct is freed by service_reap() only, between calls, so whoever holds
@@ -30,6 +32,8 @@
 #define SERVICE_NR_SNAPSHOTS 4u
 #define SERVICE_ATTR_PIECE (48u << 10)
 #define SERVICE_MAX_COMM 32
+#define SERVICE_TOKEN_BYTES 16u
+#define SERVICE_MAX_DEATHS 3u /* so many workers may die in one call */
 
 /* ---- peers ----------------------------------------------------------------------- */
 
@@ -50,23 +54,36 @@ struct snapshot {
 
 LIST_HEAD(later_list, later);
 
+/* The answer to a call that must not happen twice, whose connection was lost before it came. */
+struct once_reply {
+	uint64_t id; /* 0: there is none */
+	uint32_t len;
+	uint8_t bytes[JOURNAL_REPLY_MAX];
+};
+
 struct peer {
 	struct service *service;
-	LIST_ENTRY(peer) link;         /* service's peers, or its closed ones */
+	uint32_t id;           /* client-ID and pidfd-ID of the store; 0: not kept there (yet) */
+	LIST_ENTRY(peer) link; /* service's peers, or its closed ones */
 	TAILQ_ENTRY(peer) polled_link; /* while `polled` */
 	enum peer_state state;
 	struct credentials cred; /* groups: ours */
 	char comm[SERVICE_MAX_COMM];
 	int fd, pidfd, doorbell; /* -1: none */
-	struct event *socket_event, *pidfd_event, *doorbell_event, *hello_timer;
+	struct event *socket_event, *hangup_event, *pidfd_event, *doorbell_event, *hello_timer;
 	struct mm *mm;
 	unsigned bad_messages;
 	bool refused;        /* closed by us, for what it did */
+	bool recovered;      /* said hello to an earlier worker, and may have got no answer */
+	bool in_socket;      /* the packet being served lies in the socket until it is answered */
 	bool polled;         /* daemon_poll is set and the loop looks at the channel by itself */
 	uint64_t last_call;  /* when a mailbox of it was served */
 	uint64_t taken;      /* mailboxes taken out of `pending`, not served yet */
 	uint64_t unanswered; /* mailboxes whose call is answered later */
-	uint64_t flush_seen; /* flush last asked about, and how often: see flush timer */
+	uint64_t unflushed;  /* mailboxes whose next answer names all flushes there are */
+	uint64_t found; /* mailboxes taken though their bit was not set yet: it may still come */
+	struct once_reply *once; /* NULL: none */
+	uint64_t flush_seen;     /* flush last asked about, and how often: see flush timer */
 	unsigned flush_asked;
 	struct snapshot snapshot[SERVICE_NR_SNAPSHOTS];
 	struct later_list later; /* calls to be answered later */
@@ -81,12 +98,43 @@ void peer_bye(struct peer *p);
 void peer_close(struct peer *p);
 /* The same, and the frames come back whatever the process maps. */
 void peer_destroy(struct peer *p);
+/* Forget it, and nothing else: what a worker's death does. */
+void peer_abandon(struct peer *p);
 /* Close with a log line: it does not speak the protocol, or not as a client may. */
 void peer_refuse(struct peer *p, const char *why);
 /* One more message that is not one. */
 void peer_bad_message(struct peer *p, const char *what);
 /* The process maps the window's files from here on: doorbell is watched. Takes over doorbell. */
 int peer_attached(struct peer *p, struct mm *mm, int doorbell);
+/* The part of it that another worker has to do again. */
+int peer_watch_doorbell(struct peer *p, int doorbell);
+/* It has said hello: from here on its connection outlives this worker. */
+void peer_keep(struct peer *p);
+/* Taken over from the store: as peer_create(), but it has said hello as number `id` already. fd -1:
+ * the process of an address space without a connection. */
+int peer_adopt(struct service *s, uint32_t id, int fd, int pidfd, const struct credentials *cred,
+	       struct peer **out);
+/* It takes over the address space of `from`, which is closed. */
+void peer_inherit(struct peer *p, struct peer *from);
+/* The packet in the socket is answered, and may go; others may come. */
+void peer_packet_done(struct peer *p);
+/* Read no more until peer_packet_done(). */
+void peer_packet_later(struct peer *p);
+/* The length of the packet that lies in the socket, now in service.packet, if it is request `id`; 0:
+ * it is not. */
+size_t peer_find_packet(struct peer *p, uint64_t id);
+/* Nobody looks at its channel any more; it keeps the address space. */
+void peer_detach(struct peer *p);
+/* Its address space ends, the connection goes on as before attach. */
+void peer_forget_mm(struct peer *p);
+/* Nobody serves it any more; the address space stays. */
+void peer_orphan(struct peer *p);
+/* The connection was closed at its other end, whether or not we have read that yet. */
+bool peer_hung_up(const struct peer *p);
+/* Have the process do without us at once: it is told that no more answers come, and why. */
+void peer_farewell(struct peer *p, enum arena_daemon_state state, int error);
+/* The same to one that is no peer. */
+void send_farewell(int fd, int error);
 /* Fill p->comm from what the client says. */
 void peer_set_comm(struct peer *p, const char *comm);
 
@@ -138,16 +186,23 @@ typedef int handler_fn(struct call *call);
 enum method_where { METHOD_SOCKET = 1, METHOD_MAILBOX = 2, METHOD_BOTH = 3 };
 enum method_needs { METHOD_NEEDS_NOTHING, METHOD_NEEDS_HELLO, METHOD_NEEDS_MM };
 
+/*
+ * Done again after a worker died in it, an AGAIN call comes to the same end, for nothing else is
+ * served in between. A ONCE call would not: the journal has its answer before it is delivered.
+ */
+enum method_repeat { METHOD_AGAIN, METHOD_ONCE };
+
 struct method {
 	const char *name; /* NULL: no such call */
 	handler_fn *handler;
 	enum method_where where;
 	enum method_needs needs;
+	enum method_repeat repeat;
 };
 /* NULL for a case without a row. */
 const struct method *method_find(unsigned request_case);
 
-#define METHOD(CASE, name, handler, where, needs) handler_fn handler;
+#define METHOD(CASE, name, handler, where, needs, repeat) handler_fn handler;
 #include "daemon/service/methods.def"
 #undef METHOD
 
@@ -175,8 +230,30 @@ int call_later(struct later *l);
 /* Answer the calls whose wait is over. True: there were some. */
 bool service_answer_finished(struct service *s);
 
-/* Packs and stores the answer; wakes the caller. */
-void mailbox_reply(struct peer *p, uint32_t mailbox, uint64_t id, const Arena__Reply *reply);
+/* The descriptors that a reply to attach and to shm_open carries. 0, -errno. */
+int call_add_attach_fds(struct call *call, struct mm *mm);
+int call_add_slot_fd(struct call *call, struct mm *mm, uint32_t slot);
+/* Prepared by attach, where it is not the id of the address space that it takes over. */
+#define ATTACH_NEW 0
+/* A doorbell for the peer, and an answer that carries all of attach's descriptors. */
+int call_attach(struct call *call, struct mm *mm);
+/* attach for an address space that is there already. */
+int reattach(struct call *call);
+/* The call that was being served when the last worker died: finish or repeat it. */
+void call_finish_interrupted(struct service *s);
+/* A stored answer goes out again. */
+void call_answer_again(struct peer *p, uint32_t mailbox, uint64_t id, const void *bytes,
+		       size_t len);
+
+/* Stores the packed answer; wakes the caller. */
+void mailbox_reply(struct peer *p, uint32_t mailbox, uint64_t id, const void *bytes, size_t len);
+/* Does the mailbox (still) hold the request with this number, and nobody serves it? */
+bool mailbox_holds(const struct peer *p, uint32_t mailbox, uint64_t id);
+void mailbox_serve(struct peer *p, uint32_t mailbox);
+/* Find requests by the mailboxes' states: who took their bits did not serve them. */
+void channel_scan(struct peer *p);
+/* Who waits in the channel looks at daemon_state. */
+void channel_wake(struct peer *p);
 /* The peer's channel has requests that nobody has looked at. */
 bool channel_pending(const struct peer *p);
 
@@ -201,6 +278,7 @@ struct service {
 	struct polled_list polled;
 	struct finished_list finished;
 	bool stopping;
+	bool interrupted;   /* the last worker died in a call that nobody has looked after */
 	bool worked;        /* since last asked: something was served */
 	uint64_t last_call; /* when a mailbox was served last */
 	uint64_t mean_gap;  /* average time from a call's end to the next call, ns */
@@ -234,7 +312,11 @@ void service_hurry_flushes(struct service *s, const struct peer *except);
 /* After any batch of work: acknowledgements, finished calls, zeroed blocks, closed peers. */
 void service_settle(struct service *s);
 void service_reap(struct service *s);
+/* Take over what an earlier worker left in the store and in the machine. 0, -errno. */
+int service_recover(struct service *s);
 
+/* The kernel's word on who connected; groups are malloc'ed. 0, -errno. */
+int peer_credentials(int fd, struct credentials *cred, gid_t **groups);
 void service_accept_cb(evutil_socket_t fd, short what, void *data);
 void service_unwatch_keeper(struct service *s);
 void service_block_signals(struct service *s);

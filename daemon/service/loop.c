@@ -306,6 +306,8 @@ static bool may_sleep(struct service *s)
 int service_run(struct service *s)
 {
 	CONTROL_THREAD();
+	if (s->interrupted)
+		call_finish_interrupted(s);
 	while (!s->stopping) {
 		poll_channels(s);
 		if (!may_sleep(s))
@@ -321,7 +323,9 @@ int service_run(struct service *s)
 bool service_round(struct service *s)
 {
 	CONTROL_THREAD();
-	s->worked = false;
+	s->worked = s->interrupted;
+	if (s->interrupted)
+		call_finish_interrupted(s);
 	look_at_events(s, EVLOOP_NONBLOCK);
 	if (serve_polled(s, clock_now()))
 		service_settle(s);
@@ -408,8 +412,10 @@ int service_create(const struct service_params *params, struct service **out)
 	TAILQ_INIT(&s->polled);
 	TAILQ_INIT(&s->finished);
 	r = create_events(s);
+	if (!r)
+		r = service_recover(s);
 	if (r) {
-		service_destroy(s);
+		service_abandon(s);
 		return r;
 	}
 	*out = s;
@@ -422,18 +428,10 @@ static void free_event(struct event *ev)
 		event_free(ev);
 }
 
-struct service *service_destroy(struct service *s)
+static void free_service(struct service *s)
 {
-	struct peer *p;
-
-	if (!s)
-		return NULL;
-	/* Closing them must not start accepting again. */
-	free_event(s->listen_retry);
-	s->listen_retry = NULL;
-	while ((p = LIST_FIRST(&s->peers)))
-		peer_destroy(p);
 	service_reap(s);
+	free_event(s->listen_retry);
 	free_event(s->listen_event);
 	service_unwatch_keeper(s);
 	free_event(s->flush_timer);
@@ -443,6 +441,34 @@ struct service *service_destroy(struct service *s)
 	if (s->base)
 		event_base_free(s->base);
 	free(s);
+}
+
+struct service *service_destroy(struct service *s)
+{
+	struct peer *p;
+
+	if (!s)
+		return NULL;
+	LIST_FOREACH(p, &s->peers, link)
+		peer_farewell(p, ARENA_DAEMON_STOPPED, ESHUTDOWN);
+	/* Closing them must not start accepting again. */
+	free_event(s->listen_retry);
+	s->listen_retry = NULL;
+	while ((p = LIST_FIRST(&s->peers)))
+		peer_destroy(p);
+	free_service(s);
+	return NULL;
+}
+
+struct service *service_abandon(struct service *s)
+{
+	struct peer *p;
+
+	if (!s)
+		return NULL;
+	while ((p = LIST_FIRST(&s->peers)))
+		peer_abandon(p);
+	free_service(s);
 	return NULL;
 }
 

@@ -11,24 +11,32 @@
  *	                                    process dies
  *
  * Frames come back when nothing of the process maps them any more: at bye (it says so), at its
- * death, or at a hang-up if its maps show no arena file. A process that closed its socket, or was
- * refused, and goes on using its mappings is an orphan until its pidfd says that it died.
+ * death, or at a hang-up if its maps show no arena file, and not its own tables or channel. A process
+ * that lost its socket, or was refused, and goes on using its mappings is an orphan until its pidfd
+ * says that it died, or (reattach.c) until it comes back with another socket.
+ *
+ * From hello on the store keeps the connection and the pidfd under the peer's number, from attach on
+ * the doorbell under its mm's, until the peer is closed and its mm gone. Closing a descriptor
+ * here therefore hangs up nothing; shutdown(2) does.
  */
 #include "daemon/service/internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/cleanup.h"
 #include "base/mem.h"
 #include "base/os.h"
+#include "base/truth.h"
+#include "daemon/store/store.h"
 
 #define MAPS_MAX (1u << 20) /* read at most that much of a process's maps */
-#define MAPS_NEEDLE "memfd:arena:"
 
 bool peer_is_closed(const struct peer *p)
 {
@@ -68,14 +76,26 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
-/* False: there was nothing to read. */
+static int add_event(struct peer *p, struct event **ev, int fd, short what, event_callback_fn cb,
+		     const struct timeval *timeout)
+{
+	*ev = event_new(p->service->base, fd, what, cb, p);
+	return *ev && event_add(*ev, timeout) == 0 ? 0 : -ENOMEM;
+}
+
+/*
+ * A packet stays in the socket until its answer is out, so that the worker's death loses none. False:
+ * there was nothing to read.
+ */
 static bool read_packet(struct peer *p)
 {
 	struct service *s = p->service;
-	ssize_t n = frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL, FRAME_DONTWAIT);
+	ssize_t n = frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
+			       FRAME_DONTWAIT | FRAME_PEEK);
 
 	if (n == -EAGAIN)
 		return false;
+	p->in_socket = true;
 	if (n > 0)
 		peer_handle_packet(p, s->packet, (size_t)n);
 	else if (n == -EMSGSIZE)
@@ -84,8 +104,65 @@ static bool read_packet(struct peer *p)
 		peer_refuse(p, "it sent descriptors");
 	else
 		peer_close(p);
+	/* Those that call_serve() has not seen. */
+	if (n < 0)
+		peer_packet_done(p);
 	s->worked = true;
 	return true;
+}
+
+void peer_packet_done(struct peer *p)
+{
+	if (!p->in_socket)
+		return;
+	p->in_socket = false;
+	if (peer_is_closed(p))
+		return;
+	frame_drop(p->fd);
+	free_event(&p->hangup_event);
+	if (!event_pending(p->socket_event, EV_READ, NULL))
+		event_add(p->socket_event, NULL);
+}
+
+static void hangup_cb(evutil_socket_t fd, short what, void *data)
+{
+	(void)fd, (void)what;
+	peer_close(data);
+}
+
+/* The packet that lies there would wake us again and again: meanwhile we look for a hang-up only. If
+ * that cannot be, the pidfd tells of a death, and the deadline of the answer is near. */
+void peer_packet_later(struct peer *p)
+{
+	if (!p->in_socket)
+		return;
+	event_del(p->socket_event);
+	add_event(p, &p->hangup_event, p->fd, EV_CLOSED, hangup_cb, NULL);
+}
+
+size_t peer_find_packet(struct peer *p, uint64_t id)
+{
+	struct service *s = p->service;
+	struct frame_arena fa = {.buf = s->frame, .size = sizeof(s->frame)};
+	Arena__Request *request;
+	ssize_t n = p->fd < 0 ? 0
+			      : frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
+					   FRAME_DONTWAIT | FRAME_PEEK);
+
+	/* What did not decode was served as number 0. */
+	if (n <= 0 ||
+	    (frame_unpack_request(s->packet, (size_t)n, &fa, &request) ? 0 : request->id) != id)
+		return 0;
+	p->in_socket = true;
+	return (size_t)n;
+}
+
+bool peer_hung_up(const struct peer *p)
+{
+	struct pollfd pollfd = {.fd = p->fd, .events = POLLRDHUP};
+
+	return p->fd < 0 ||
+	       (poll(&pollfd, 1, 0) == 1 && pollfd.revents & (POLLHUP | POLLRDHUP | POLLERR));
 }
 
 /* What is left after a round makes the socket readable again at once, after everybody else. */
@@ -95,7 +172,7 @@ static void socket_cb(evutil_socket_t fd, short what, void *data)
 
 	(void)fd, (void)what;
 	for (unsigned i = 0; i < SERVICE_PACKETS_PER_ROUND && !peer_is_closed(p); i++)
-		if (!read_packet(p))
+		if (p->in_socket || !read_packet(p))
 			return;
 }
 
@@ -119,13 +196,6 @@ static void hello_timer_cb(evutil_socket_t fd, short what, void *data)
 	peer_refuse(data, "it did not say hello");
 }
 
-static int add_event(struct peer *p, struct event **ev, int fd, short what, event_callback_fn cb,
-		     const struct timeval *timeout)
-{
-	*ev = event_new(p->service->base, fd, what, cb, p);
-	return *ev && event_add(*ev, timeout) == 0 ? 0 : -ENOMEM;
-}
-
 /* ---- birth ----------------------------------------------------------------------- */
 
 static int copy_groups(struct peer *p, const struct credentials *cred)
@@ -145,39 +215,40 @@ static int copy_groups(struct peer *p, const struct credentials *cred)
 	return 0;
 }
 
+/* One that has said hello before this worker's time is not waited for again. */
 static int watch(struct peer *p)
 {
 	const struct timeval hello = {.tv_sec = SERVICE_HELLO_SECONDS};
-	int r;
+	int r = 0;
 
-	r = add_event(p, &p->socket_event, p->fd, EV_READ | EV_PERSIST, socket_cb, NULL);
+	if (p->fd >= 0)
+		r = add_event(p, &p->socket_event, p->fd, EV_READ | EV_PERSIST, socket_cb, NULL);
 	if (!r && p->pidfd >= 0)
 		r = add_event(p, &p->pidfd_event, p->pidfd, EV_READ, pidfd_cb, NULL);
-	if (!r)
+	if (!r && p->state == PEER_NEW)
 		r = add_event(p, &p->hello_timer, -1, 0, hello_timer_cb, &hello);
 	return r;
 }
 
-int peer_create(struct service *s, int fd, int pidfd, const struct credentials *cred,
-		struct peer **out)
+static int birth(struct service *s, const struct peer *what, struct peer **out)
 {
 	struct peer *p = mem_alloc(sizeof(*p));
-	int r;
+	int fd = what->fd, pidfd = what->pidfd, r;
 
 	if (!p) {
-		close(fd);
+		close_fd(&fd);
 		close_fd(&pidfd);
 		return -ENOMEM;
 	}
-	*p = (struct peer){.service = s, .fd = fd, .pidfd = pidfd, .doorbell = -1, .cred = *cred};
+	*p = *what;
 	LIST_INIT(&p->later);
 	strcpy(p->comm, "?");
 	/* From here on peer_destroy() takes it down. */
 	LIST_INSERT_HEAD(&s->peers, p, link);
 	s->nr_peers++;
-	r = copy_groups(p, cred);
-	if (!r && p->pidfd < 0 && cred->pid > 0)
-		p->pidfd = os_pidfd_open(cred->pid);
+	r = copy_groups(p, &what->cred);
+	if (!r && p->pidfd < 0 && p->cred.pid > 0)
+		p->pidfd = os_pidfd_open(p->cred.pid);
 	if (!r)
 		r = watch(p);
 	if (r) {
@@ -188,7 +259,52 @@ int peer_create(struct service *s, int fd, int pidfd, const struct credentials *
 	return 0;
 }
 
-int peer_attached(struct peer *p, struct mm *mm, int doorbell)
+int peer_create(struct service *s, int fd, int pidfd, const struct credentials *cred,
+		struct peer **out)
+{
+	struct peer new = {.service = s, .fd = fd, .pidfd = pidfd, .doorbell = -1, .cred = *cred};
+
+	return birth(s, &new, out);
+}
+
+int peer_adopt(struct service *s, uint32_t id, int fd, int pidfd, const struct credentials *cred,
+	       struct peer **out)
+{
+	struct peer old = {
+		.service = s,
+		.id = id,
+		.state = fd < 0 ? PEER_ORPHAN : PEER_READY,
+		.fd = fd,
+		.pidfd = pidfd,
+		.doorbell = -1,
+		.cred = *cred,
+		.recovered = true,
+	};
+
+	return birth(s, &old, out);
+}
+
+/* Where the keeper has no room, the worker's death hangs up on this client, and it comes back. */
+static void keep(struct peer *p, const char *prefix, uint32_t number, int fd)
+{
+	int r = fd < 0 ? 0 : store_add_number(prefix, number, fd);
+
+	if (r)
+		service_warn(p->service, "cannot have %s-%u of client %d kept: %s", prefix, number,
+			     (int)p->cred.pid, error_text(r));
+}
+
+void peer_keep(struct peer *p)
+{
+	struct state_header *h = service_state(p->service)->header;
+
+	p->id = h->next_peer;
+	truth_store(&h->next_peer, p->id + 1);
+	keep(p, "client", p->id, p->fd);
+	keep(p, "pidfd", p->id, p->pidfd);
+}
+
+int peer_watch_doorbell(struct peer *p, int doorbell)
 {
 	int r;
 
@@ -199,8 +315,20 @@ int peer_attached(struct peer *p, struct mm *mm, int doorbell)
 	if (r) {
 		free_event(&p->doorbell_event);
 		close_fd(&p->doorbell);
-		return r;
 	}
+	return r;
+}
+
+int peer_attached(struct peer *p, struct mm *mm, int doorbell)
+{
+	struct arena_channel_header *ch = mm_channel(mm);
+	int r = peer_watch_doorbell(p, doorbell);
+
+	if (r)
+		return r;
+	keep(p, "doorbell", mm_id(mm), doorbell);
+	store_relaxed(&ch->daemon_epoch, service_state(p->service)->header->epoch);
+	store_relaxed(&ch->daemon_state, (uint32_t)ARENA_DAEMON_SERVES);
 	p->mm = mm;
 	return 0;
 }
@@ -214,12 +342,51 @@ void peer_handle_packet(struct peer *p, const void *packet, size_t len)
 		free_event(&p->hello_timer);
 }
 
+/* ---- the last word --------------------------------------------------------------- */
+
+void send_farewell(int fd, int error)
+{
+	Arena__Reply reply = ARENA__REPLY__INIT;
+	uint8_t packet[32];
+	size_t len;
+
+	reply.error = error;
+	/* Who does not read his answers misses this one, too. */
+	if (!frame_pack_reply(&reply, packet, sizeof(packet), &len))
+		frame_send_flags(fd, packet, len, NULL, 0, FRAME_DONTWAIT);
+}
+
+void peer_farewell(struct peer *p, enum arena_daemon_state state, int error)
+{
+	if (p->mm) {
+		struct arena_channel_header *ch = mm_channel(p->mm);
+
+		__atomic_store_n(&ch->daemon_state, (uint32_t)state, __ATOMIC_SEQ_CST);
+		channel_wake(p);
+	}
+	/* Before hello, the answer or the silence says enough. */
+	if (p->fd >= 0 && p->state != PEER_NEW)
+		send_farewell(p->fd, error);
+}
+
 /* ---- death ----------------------------------------------------------------------- */
 
-/* Does the text that `fd` still has hold the needle? Unreadable or endless: as if it did. */
-static bool text_has_needle(int fd)
+struct needles {
+	char text[3][32];
+};
+
+static bool has_needle(const struct needles *needles, const char *text, size_t len)
 {
-	const size_t keep = strlen(MAPS_NEEDLE) - 1;
+	for (unsigned i = 0; i < ARRAY_SIZE(needles->text); i++)
+		if (memmem(text, len, needles->text[i], strlen(needles->text[i])))
+			return true;
+	return false;
+}
+
+/* Does the text that `fd` still has hold a needle? Unreadable or endless: as if it did. */
+static bool text_has_needle(int fd, const struct needles *needles)
+{
+	const size_t keep = sizeof(needles->text[0]) - 1;
 	char buf[16384];
 	size_t have = 0;
 
@@ -232,7 +399,7 @@ static bool text_has_needle(int fd)
 			return n < 0;
 		total += (size_t)n;
 		have += (size_t)n;
-		if (memmem(buf, have, MAPS_NEEDLE, strlen(MAPS_NEEDLE)))
+		if (has_needle(needles, buf, have))
 			return true;
 		/* The needle may lie across two reads. */
 		if (have > keep) {
@@ -245,20 +412,24 @@ static bool text_has_needle(int fd)
 
 /*
  * The kernel takes an address space down before it closes descriptors, so the maps of a process
- * that hung up by dying are empty, or gone. The pidfd is looked at last: alive then, the pid was
- * not another process's when the maps were read.
+ * that hung up by dying are empty, or gone. One that lives and has no frame mapped at the moment
+ * still has its tables and its channel. The pidfd is looked at last: alive then, the pid was not
+ * another process's when the maps were read.
  */
 static bool process_maps_frames(const struct peer *p)
 {
 	_cleanup_(closep) int fd = -1;
+	struct needles needles = {{"/memfd:arena:"}};
 	char path[32];
 	bool maps;
 
 	if (p->pidfd < 0)
 		return false;
+	snprintf(needles.text[1], sizeof(needles.text[1]), "/memfd:mm:%u ", mm_id(p->mm));
+	snprintf(needles.text[2], sizeof(needles.text[2]), "/memfd:channel:%u ", mm_id(p->mm));
 	snprintf(path, sizeof(path), "/proc/%d/maps", (int)p->cred.pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	maps = fd < 0 || text_has_needle(fd);
+	maps = fd < 0 || text_has_needle(fd, &needles);
 	return maps && os_pid_alive(p->pidfd);
 }
 
@@ -281,7 +452,7 @@ static void end_channel(struct peer *p)
 		later_drop(l);
 	}
 	service_stop_polling(p->service, p);
-	p->taken = p->unanswered = 0;
+	p->taken = p->unanswered = p->found = p->unflushed = 0;
 	free_event(&p->doorbell_event);
 	close_fd(&p->doorbell);
 }
@@ -290,25 +461,61 @@ static void end_connection(struct peer *p)
 {
 	end_channel(p);
 	free_event(&p->socket_event);
+	free_event(&p->hangup_event);
 	free_event(&p->hello_timer);
+	if (p->fd >= 0) {
+		/* With a packet unread, the other end would read an error before its last answer. */
+		if (p->in_socket)
+			frame_drop(p->fd);
+		shutdown(p->fd, SHUT_RDWR);
+	}
 	close_fd(&p->fd);
+	if (p->id)
+		store_remove_number("client", p->id);
 	free_snapshots(p);
+}
+
+static void end_mm(struct peer *p)
+{
+	uint32_t id = p->mm ? mm_id(p->mm) : 0;
+
+	p->mm = mm_destroy(p->mm);
+	if (id)
+		store_remove_number("doorbell", id);
+}
+
+void peer_detach(struct peer *p)
+{
+	end_channel(p);
+}
+
+void peer_forget_mm(struct peer *p)
+{
+	end_channel(p);
+	end_mm(p);
 }
 
 void peer_bye(struct peer *p)
 {
-	end_channel(p);
-	p->mm = mm_destroy(p->mm);
+	peer_forget_mm(p);
 	p->state = PEER_BYE;
+}
+
+void peer_orphan(struct peer *p)
+{
+	end_channel(p);
+	p->state = PEER_ORPHAN;
 }
 
 static void end_process(struct peer *p)
 {
 	struct service *s = p->service;
 
-	p->mm = mm_destroy(p->mm);
+	end_mm(p);
 	free_event(&p->pidfd_event);
 	close_fd(&p->pidfd);
+	if (p->id)
+		store_remove_number("pidfd", p->id);
 	p->state = PEER_CLOSED;
 	LIST_REMOVE(p, link);
 	LIST_INSERT_HEAD(&s->closed, p, link);
@@ -327,7 +534,7 @@ void peer_close(struct peer *p)
 		state_event(service_state(p->service), EV_ARENA_CLIENT_DEATH, 1);
 	if (p->mm && process_maps_frames(p)) {
 		log_debug("client %d (%s) lives on with frames mapped", (int)p->cred.pid, p->comm);
-		p->state = PEER_ORPHAN;
+		peer_orphan(p);
 		return;
 	}
 	end_process(p);
@@ -345,6 +552,20 @@ void peer_destroy(struct peer *p)
 	end_process(p);
 }
 
+void peer_abandon(struct peer *p)
+{
+	end_channel(p);
+	free_event(&p->socket_event);
+	free_event(&p->hangup_event);
+	free_event(&p->pidfd_event);
+	free_event(&p->hello_timer);
+	close_fd(&p->fd);
+	close_fd(&p->pidfd);
+	free_snapshots(p);
+	LIST_REMOVE(p, link);
+	LIST_INSERT_HEAD(&p->service->closed, p, link);
+}
+
 void peer_refuse(struct peer *p, const char *why)
 {
 	if (peer_is_closed(p))
@@ -353,7 +574,22 @@ void peer_refuse(struct peer *p, const char *why)
 	state_event(service_state(p->service), EV_ARENA_CLIENT_REFUSED, 1);
 	service_warn(p->service, "client %d (%s, uid %u) refused: %s", (int)p->cred.pid, p->comm,
 		     (unsigned)p->cred.uid, why);
+	/* Another worker shall know, too. */
+	if (p->mm)
+		mm_set_peer(p->mm, 0);
+	peer_farewell(p, ARENA_DAEMON_REFUSES, EPERM);
 	peer_close(p);
+}
+
+/* The old one's calls that are answered later are asked again: their requests are still there. */
+void peer_inherit(struct peer *p, struct peer *from)
+{
+	if (!peer_is_closed(from))
+		end_connection(from);
+	mm_set_peer(from->mm, p->id);
+	p->once = TAKE_PTR(from->once);
+	p->mm = TAKE_PTR(from->mm);
+	end_process(from);
 }
 
 /* One that has not even said hello gets no second chance. */
@@ -379,6 +615,7 @@ void service_reap(struct service *s)
 	while ((p = LIST_FIRST(&s->closed))) {
 		LIST_REMOVE(p, link);
 		free((void *)p->cred.groups);
+		free(p->once);
 		free(p);
 	}
 }

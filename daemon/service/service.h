@@ -32,9 +32,12 @@ struct service_params {
 	int listen_fd; /* borrowed; -1: peers come by service_add_peer() only */
 };
 
+/* Takes over the clients that the store and the machine know of from an earlier worker. */
 int service_create(const struct service_params *params, struct service **out);
-/* Ends every connection and address space. NULL allowed, returns NULL. */
+/* Ends every connection and address space, and says so. NULL allowed, returns NULL. */
 struct service *service_destroy(struct service *s);
+/* Forget all as if the worker had died: clients and address spaces stay as they are. */
+struct service *service_abandon(struct service *s);
 
 /* SIGTERM and SIGINT stop the service, SIGHUP is logged; they are unblocked here, and blocked again
  * before service_run() returns. For main, not for tests. */

@@ -42,9 +42,45 @@ uid_t mm_uid(const struct mm *mm)
 	return mm->record->uid;
 }
 
+gid_t mm_gid(const struct mm *mm)
+{
+	return mm->record->gid;
+}
+
 const char *mm_comm(const struct mm *mm)
 {
 	return mm->record->comm;
+}
+
+uint64_t mm_start_time(const struct mm *mm)
+{
+	return mm->record->start_time;
+}
+
+uint32_t mm_peer(const struct mm *mm)
+{
+	return mm->record->peer;
+}
+
+void mm_set_peer(struct mm *mm, uint32_t peer)
+{
+	CONTROL_THREAD();
+	truth_store(&mm->record->peer, peer);
+}
+
+void mm_window(const struct mm *mm, uint64_t *base, uint64_t *size)
+{
+	*base = mm->header->window_base;
+	*size = mm->header->window_size;
+}
+
+bool mm_slot(const struct mm *mm, uint32_t slot, int *fd, bool *readonly)
+{
+	if (slot >= mm->nr_slots || !mm->slots[slot].domain)
+		return false;
+	*fd = domain_fd(mm->slots[slot].domain);
+	*readonly = mm->slots[slot].readonly;
+	return true;
 }
 
 struct mm *mm_next(struct virt *v, const struct mm *mm)
@@ -86,6 +122,8 @@ void mm_get_stats(const struct mm *mm, struct mm_stats *out)
 		.ahead_hits = load_relaxed(&c->ahead_hits),
 		.flushes = load_relaxed(&c->flushes),
 		.evictions = load_relaxed(&c->evictions),
+		.restarts = load_relaxed(&c->restarts),
+		.reconnects = load_relaxed(&c->reconnects),
 	};
 }
 

@@ -79,7 +79,15 @@ void *mm_channel(const struct mm *mm);    /* ARENA_CHANNEL_SIZE bytes, hostile *
 struct domain *mm_domain(const struct mm *mm);
 pid_t mm_pid(const struct mm *mm);
 uid_t mm_uid(const struct mm *mm);
+gid_t mm_gid(const struct mm *mm);
 const char *mm_comm(const struct mm *mm);
+uint64_t mm_start_time(const struct mm *mm); /* with the pid it says which process */
+/* Its connection. 0: there is none, and there shall not be another. */
+uint32_t mm_peer(const struct mm *mm);
+void mm_set_peer(struct mm *mm, uint32_t peer);
+void mm_window(const struct mm *mm, uint64_t *base, uint64_t *size);
+/* The file (borrowed) that entries with this slot are mapped from. False: the slot is not in use. */
+bool mm_slot(const struct mm *mm, uint32_t slot, int *fd, bool *readonly);
 
 struct mm_stats {
 	uint64_t total_vm;            /* pages of all VMAs */
@@ -91,6 +99,7 @@ struct mm_stats {
 	uint64_t nr_vmas;
 	uint64_t faults;
 	uint64_t refills, ahead_hits, flushes, evictions; /* the client's own counts */
+	uint64_t restarts, reconnects;                    /* of workers, and of its connection */
 };
 void mm_get_stats(const struct mm *mm, struct mm_stats *out);
 /* Refills, fill-ahead hits and evictions as all clients ever counted them. */

@@ -188,8 +188,7 @@ struct arena_slot_record {
 	uint32_t readonly;
 };
 static_assert(sizeof(struct arena_slot_record) == 8, "slot record");
-static_assert(ARENA_MM_HANDLES_OFFSET +
-			      ARENA_MM_MAX_HANDLES * sizeof(struct arena_handle_record) <=
+static_assert(ARENA_MM_HANDLES_OFFSET + ARENA_MM_MAX_HANDLES * sizeof(struct arena_handle_record) <=
 		      ARENA_MM_SLOTS_OFFSET,
 	      "handles end before the slots");
 
@@ -251,6 +250,16 @@ struct arena_table_bits {
 };
 static_assert(sizeof(struct arena_table_bits) == 128, "table bits");
 
+/*
+ * Stored by the daemon when no more answers will come by this channel, so that nobody waits for
+ * them: it ends in order, or wants nothing more to do with this client.
+ */
+enum arena_daemon_state {
+	ARENA_DAEMON_SERVES = 0,
+	ARENA_DAEMON_STOPPED = 1,
+	ARENA_DAEMON_REFUSES = 2,
+};
+
 struct arena_channel_header {
 	uint64_t magic;
 	uint32_t abi_major, abi_minor;
@@ -259,8 +268,11 @@ struct arena_channel_header {
 	uint64_t pending; /* a bit per mailbox with a request in it */
 	uint8_t pad1[56];
 	/* 128: daemon to client */
-	uint32_t daemon_poll; /* 1: the daemon looks at `pending` by itself */
-	uint8_t pad2[60];
+	uint32_t daemon_poll;  /* 1: the daemon looks at `pending` by itself */
+	uint32_t daemon_state; /* enum arena_daemon_state */
+	uint32_t daemon_epoch; /* which worker of the daemon's state serves: 0, 1, ... */
+	uint32_t restarts;     /* how often another worker took this channel over */
+	uint8_t pad2[48];
 	/* 192: flushes, daemon to client */
 	uint32_t flush_word; /* futex: low half of the last posted seq */
 	uint32_t flush_kick; /* 1: ring the doorbell after the next ack */
@@ -275,11 +287,13 @@ struct arena_channel_header {
 	uint64_t faults;     /* misses that needed the daemon */
 	uint64_t flushes;    /* flush entries applied */
 	uint64_t evictions;  /* whole-window flushes to stay under vm.max_map_count */
-	uint8_t pad5[24];
+	uint64_t reconnects; /* connections made anew */
+	uint8_t pad5[16];
 	uint8_t pad6[4096 - 384];
 };
 static_assert(offsetof(struct arena_channel_header, pending) == 64, "channel pending");
 static_assert(offsetof(struct arena_channel_header, daemon_poll) == 128, "channel poll");
+static_assert(offsetof(struct arena_channel_header, restarts) == 140, "channel restarts");
 static_assert(offsetof(struct arena_channel_header, flush_word) == 192, "channel flush");
 static_assert(offsetof(struct arena_channel_header, flush_ack) == 256, "channel ack");
 static_assert(offsetof(struct arena_channel_header, refills) == 320, "channel counts");
