@@ -463,11 +463,13 @@ static void serve_mailboxes(void)
 static void *mini_main(void *arg)
 {
 	for (;;) {
-		struct pollfd p[4] = {{d.stop, POLLIN, 0},
-				      {d.listener, POLLIN, 0},
-				      {d.sleeps ? -1 : d.conn, POLLIN, 0},
-				      {d.sleeps || !d.attached ? -1 : d.doorbell, POLLIN, 0}};
+		struct pollfd p[4] = {{d.stop, POLLIN, 0}, {d.listener, POLLIN, 0}};
 
+		/* Nobody listens to a client that is not attached. */
+		pthread_mutex_lock(&d.mutex);
+		p[2] = (struct pollfd){d.sleeps ? -1 : d.conn, POLLIN, 0};
+		p[3] = (struct pollfd){d.sleeps || !d.attached ? -1 : d.doorbell, POLLIN, 0};
+		pthread_mutex_unlock(&d.mutex);
 		poll(p, 4, -1);
 		pthread_mutex_lock(&d.mutex);
 		if (p[0].revents) {
@@ -480,7 +482,6 @@ static void *mini_main(void *arg)
 				return arg;
 			}
 		}
-		/* Nobody listens to a client that is not connected. */
 		if (p[3].revents && p[3].fd == d.doorbell && d.channel && d.attached && !d.sleeps)
 			serve_mailboxes();
 		if (p[2].revents && d.conn == p[2].fd)

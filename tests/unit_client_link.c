@@ -14,6 +14,14 @@
 #include "arena/arena.h"
 #include "base/clock.h"
 
+/* A child of this process, which has threads, makes one of its own. */
+const char *__tsan_default_options(void);
+
+const char *__tsan_default_options(void)
+{
+	return "die_after_fork=0";
+}
+
 static arena_t *open_waiting(unsigned wait_ms)
 {
 	struct arena_options o = {.size = sizeof(o), .socket = d.path, .wait_ms = wait_ms};
