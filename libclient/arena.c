@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +20,15 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/faultpoint.h"
 #include "base/mem.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/internal.h"
+
+#define WAIT_DEFAULT_MS 60000u
+#define CLOSE_WAIT NSEC_PER_SEC /* for the answer to bye */
 
 struct registry_slot {
 	struct arena *arena;
@@ -234,9 +239,9 @@ static void release_space(struct arena *a)
 	a->doorbell = -1;
 	tlb_slots_close(&a->tlb);
 	memset(&a->tlb, 0, sizeof(a->tlb));
+	free(a->spare);
+	a->spare = NULL;
 }
-
-enum { FD_MM, FD_CHANNEL, FD_DOORBELL, FD_ARENA, NR_ATTACH_FDS };
 
 static int attach_rpc(struct arena *a, int fds[NR_ATTACH_FDS])
 {
@@ -256,8 +261,12 @@ static int attach_rpc(struct arena *a, int fds[NR_ATTACH_FDS])
 	r = socket_call(a, &request, b, &reply, fds, NR_ATTACH_FDS, &nr);
 	if (r < 0)
 		return r;
-	if (nr == NR_ATTACH_FDS && reply->result_case == ARENA__REPLY__RESULT_ATTACH)
+	if (nr == NR_ATTACH_FDS && reply->result_case == ARENA__REPLY__RESULT_ATTACH &&
+	    reply->attach->token.len == sizeof(a->token)) {
+		a->mm_id = reply->attach->mm_id;
+		memcpy(a->token, reply->attach->token.data, sizeof(a->token));
 		return 0;
+	}
 	while (nr)
 		close(fds[--nr]);
 	return -EPROTO;
@@ -313,12 +322,14 @@ static int take_over(struct arena *a, int fds[NR_ATTACH_FDS])
 	r = flush_thread_start(a);
 	if (r < 0)
 		return r;
+	pthread_mutex_lock(&client_mutex);
 	r = trap_install();
 	a->trapped = r == 0;
+	pthread_mutex_unlock(&client_mutex);
 	return r;
 }
 
-/* Under client_mutex. What fails before the daemon has attached may be tried again. */
+/* Under open_mutex. What fails before the daemon has attached may be tried again. */
 static int attach(struct arena *a)
 {
 	int fds[NR_ATTACH_FDS];
@@ -326,9 +337,11 @@ static int attach(struct arena *a)
 
 	if (load_acquire(&a->attached))
 		return 0;
-	if (load_acquire(&a->dead))
+	if (link_state(a) == LINK_DEAD)
 		return -ECONNRESET;
-	r = reserve_window(a);
+	store_release(&a->attaching, 1);
+	a->spare = mem_alloc(sizeof(*a->spare));
+	r = a->spare ? reserve_window(a) : -ENOMEM;
 	if (r == 0)
 		r = tlb_notes_init(&a->tlb);
 	if (r == 0)
@@ -336,14 +349,19 @@ static int attach(struct arena *a)
 	if (r == 0) {
 		r = take_over(a, fds);
 		if (r < 0)
-			store_release(&a->dead, 1);
+			link_die(a);
 	}
 	if (r < 0) {
 		release_space(a);
+		store_release(&a->attaching, 0);
 		return r;
 	}
 	publish_window(slot_of(a), &a->tlb);
 	store_release(&a->attached, 1);
+	store_release(&a->attaching, 0);
+	/* It may have been lost while nobody was to be told. */
+	if (link_state(a) == LINK_LOST)
+		flush_thread_nudge(a);
 	return 0;
 }
 
@@ -360,28 +378,32 @@ int client_enter_attached(struct arena *a)
 
 	if (r < 0 || load_acquire(&a->attached))
 		return r;
-	pthread_mutex_lock(&client_mutex);
+	pthread_mutex_lock(&a->open_mutex);
 	r = client_enter(a);
 	if (r == 0)
 		r = attach(a);
-	pthread_mutex_unlock(&client_mutex);
+	pthread_mutex_unlock(&a->open_mutex);
 	return r;
 }
 
 /* ---- open and close ---- */
 
-/* The options as this version knows them; what a later one may have added must be 0. */
+/*
+ * The options as this version knows them: those that an earlier version did not know are 0, and what
+ * a later one may have added must be.
+ */
 static int take_options(const struct arena_options *options, struct arena_options *o)
 {
 	*o = (struct arena_options){.size = sizeof(*o)};
 	if (!options)
 		return 0;
-	if (options->size < sizeof(*o) || options->size > ARENA_PAGE_SIZE)
+	if (options->size < offsetof(struct arena_options, wait_ms) ||
+	    options->size > ARENA_PAGE_SIZE)
 		return -EINVAL;
 	for (size_t i = sizeof(*o); i < options->size; i++)
 		if (((const char *)options)[i])
 			return -EINVAL;
-	*o = *options;
+	memcpy(o, options, MIN(options->size, sizeof(*o)));
 	if (o->trap == ARENA_TRAP_USERFAULTFD)
 		return -ENOTSUP;
 	if (o->trap != ARENA_TRAP_AUTO && o->trap != ARENA_TRAP_SIGNAL)
@@ -400,6 +422,7 @@ static void free_arena(struct arena *a)
 {
 	closep(&a->sock);
 	pthread_mutex_destroy(&a->sock_mutex);
+	pthread_mutex_destroy(&a->open_mutex);
 	free(a);
 }
 
@@ -419,7 +442,10 @@ static int open_arena(const struct arena_options *options, struct arena **out)
 		return -ENOMEM;
 	a->sock = a->doorbell = -1;
 	a->window_wanted = wanted_window(o.window);
+	a->wait_ms = o.wait_ms ? o.wait_ms : WAIT_DEFAULT_MS;
+	a->link = LINK_LOST;
 	pthread_mutex_init(&a->sock_mutex, NULL);
+	pthread_mutex_init(&a->open_mutex, NULL);
 	r = connect_daemon(a, o.socket);
 	if (r == 0) {
 		pthread_mutex_lock(&client_mutex);
@@ -444,19 +470,38 @@ int arena_open(const struct arena_options *options, arena_t **out)
 	return client_return(open_arena(options, out));
 }
 
+/*
+ * The window is gone, and no other thread is in here any more. What the daemon does not hear it has in
+ * the socket when it gets to read; where that is lost, it hears it by another, or sees our death.
+ */
 static void say_bye(struct arena *a)
 {
 	_cleanup_(freep) struct sock_buffer *b = malloc(sizeof(*b));
+	uint64_t deadline = MIN(link_deadline(a), clock_now() + CLOSE_WAIT);
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Bye bye = ARENA__BYE__INIT;
-	Arena__Reply *reply;
 
-	if (!b)
+	if (link_state(a) == LINK_LOST && a->mm_id && a->spare)
+		link_reconnect(a, deadline);
+	if (!b || !link_owns_socket(a))
 		return;
+	/* One that has given up does not wait for the answer, either. */
+	if (link_state(a) == LINK_DEAD)
+		deadline = 0;
+	request.id = ++a->sock_id;
 	request.call_case = ARENA__REQUEST__CALL_BYE;
 	request.bye = &bye;
-	/* If it does not hear us, it sees the hang-up. */
-	socket_call(a, &request, b, &reply, NULL, 0, NULL);
+	if (sock_pack(&request, b) == 0)
+		sock_exchange(a, a->sock, b, deadline, NULL, 0, NULL);
+}
+
+/* Where the program has closed the socket it has closed all: the numbers are its own now. */
+static void forget_closed(struct arena *a)
+{
+	if (a->sock < 0 || link_owns_socket(a))
+		return;
+	tlb_slots_forget(&a->tlb);
+	a->doorbell = a->sock = -1;
 }
 
 void arena_close(arena_t *a)
@@ -472,14 +517,17 @@ void arena_close(arena_t *a)
 		return;
 
 	if (!a->foreign) {
+		store_release(&a->closing, 1);
 		withdraw_window(s);
 		store_release(&a->attached, 0);
 		release_window(a);
+		store_release(&a->closing, 0);
 		say_bye(a);
 	}
 	pthread_mutex_lock(&client_mutex);
 	if (a->trapped)
 		trap_uninstall();
+	forget_closed(a);
 	release_space(a);
 	store_release(&s->arena, NULL);
 	pthread_mutex_unlock(&client_mutex);

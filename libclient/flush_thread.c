@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * flush_thread.c - one thread per address space that applies what the daemon takes away while no
- * call of ours is under way. It sleeps on flush_word, waits for nobody else, and has all signals
- * blocked. The daemon wakes it only when an acknowledgement is late.
+ * call of ours is under way. It sleeps on flush_word and has all signals blocked. The daemon wakes it
+ * only when an acknowledgement is late; we do when the connection was lost, which it makes anew
+ * (reconnect.c), passing by the ring all the while.
  */
 #include <errno.h>
 #include <limits.h>
@@ -30,6 +31,14 @@ void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
 	flush_and_ack(a, blocked);
 }
 
+void flush_thread_pass(struct arena *a)
+{
+	if (a->tlb.channel && !load_acquire(&a->flush_stop) &&
+	    load_acquire(&a->tlb.applied) < load_acquire(&a->tlb.channel->flush_head) &&
+	    !faultpoint("client.flush"))
+		flush_and_ack(a, true);
+}
+
 static void *flush_main(void *arg)
 {
 	struct arena *a = arg;
@@ -38,13 +47,14 @@ static void *flush_main(void *arg)
 	prctl(PR_SET_NAME, "arena-flush");
 	for (;;) {
 		uint32_t word = load_acquire(&ch->flush_word);
+		uint64_t pause = 0;
 
 		if (load_acquire(&a->flush_stop))
 			return NULL;
-		if (load_acquire(&a->tlb.applied) < load_acquire(&ch->flush_head) &&
-		    !faultpoint("client.flush"))
-			flush_and_ack(a, true);
-		os_futex_wait(&ch->flush_word, word, 0);
+		flush_thread_pass(a);
+		if (link_state(a) == LINK_LOST)
+			pause = link_restore(a);
+		os_futex_wait(&ch->flush_word, word, pause);
 	}
 }
 
@@ -69,14 +79,19 @@ int flush_thread_start(struct arena *a)
 	return -r;
 }
 
+/* Move the word, so that the thread does not go to sleep on the value it has read. */
+void flush_thread_nudge(struct arena *a)
+{
+	__atomic_fetch_xor(&a->tlb.channel->flush_word, UINT32_C(1) << 31, __ATOMIC_SEQ_CST);
+	os_futex_wake(&a->tlb.channel->flush_word, INT_MAX);
+}
+
 void flush_thread_stop(struct arena *a)
 {
 	if (!a->flush_running)
 		return;
 	store_release(&a->flush_stop, 1);
-	/* Move the word, so that the thread does not go to sleep on the value it has read. */
-	__atomic_fetch_xor(&a->tlb.channel->flush_word, UINT32_C(1) << 31, __ATOMIC_SEQ_CST);
-	os_futex_wake(&a->tlb.channel->flush_word, INT_MAX);
+	flush_thread_nudge(a);
 	pthread_join(a->flush_thread, NULL);
 	a->flush_running = false;
 }

@@ -7,7 +7,9 @@
  * actions back. Calls on such a handle fail with EBADF, arena_close() frees it, a touch of its
  * memory is a plain SIGSEGV, and arena_open() starts anew.
  *
- * All locks are taken before fork() and let go after it, so that the child finds nothing half-done.
+ * The locks of all that the child goes on to use are taken before fork() and let go after it, so that
+ * it finds nothing half-done. The two mutexes that are held while the daemon is waited for are not:
+ * fork() does not wait for it, and in the child they are made anew.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -17,20 +19,14 @@
 
 static uint64_t mask_before;
 
-static void lock_arena(struct arena *a)
-{
-	pthread_mutex_lock(&a->sock_mutex);
-}
-
 static void lock_tlb(struct arena *a)
 {
 	small_lock_acquire(&a->tlb.lock);
 }
 
-static void unlock_arena(struct arena *a)
+static void unlock_tlb(struct arena *a)
 {
 	small_lock_release(&a->tlb.lock);
-	pthread_mutex_unlock(&a->sock_mutex);
 }
 
 static void disown(struct arena *a)
@@ -49,13 +45,13 @@ static void disown(struct arena *a)
 	a->flush_running = false;
 	a->trapped = false;
 	a->foreign = 1;
-	pthread_mutex_unlock(&a->sock_mutex);
+	pthread_mutex_init(&a->sock_mutex, NULL);
+	pthread_mutex_init(&a->open_mutex, NULL);
 }
 
 static void prepare(void)
 {
 	pthread_mutex_lock(&client_mutex);
-	client_for_each(lock_arena);
 	mask_before = signals_block_all();
 	client_for_each(lock_tlb);
 	sigchain_before_fork();
@@ -64,7 +60,7 @@ static void prepare(void)
 static void parent(void)
 {
 	sigchain_after_fork(false);
-	client_for_each(unlock_arena);
+	client_for_each(unlock_tlb);
 	signals_restore(mask_before);
 	pthread_mutex_unlock(&client_mutex);
 }

@@ -4,6 +4,8 @@
  *
  *   arena.c         open, attach, close; the registry of handles and windows
  *   connect.c       the socket: finding it, hello, calls over it
+ *   link.c          is the daemon there; how long to wait for it
+ *   reconnect.c     another connection for the same address space
  *   mailbox.c       calls through the channel; allowed in traps
  *   tlb.h           page table walk, notes, refill, flush
  *   flush_thread.c  applies what the daemon takes away
@@ -12,9 +14,9 @@
  *   calls.c shm.c pages.c attr.c   the public calls
  *   fork.c          the child of fork() has none of this
  *
- * Locks, in the order they are taken: client_mutex (open, attach, close, fork, shm_open), an arena's
- * sock_mutex, its tlb lock, the lock of sigchain.c. The last two are small_locks that traps take;
- * no thread sends or waits for the daemon with one of them.
+ * Locks, in the order they are taken: an arena's open_mutex (attach, shm_open), client_mutex (open, close,
+ * fork), an arena's sock_mutex, its tlb lock, the lock of sigchain.c. The last two are small_locks that
+ * traps take; no thread sends or waits for the daemon with one of them, or with client_mutex.
  *
  * Functions return 0 or -errno; the public ones turn that into errno.
  */
@@ -26,6 +28,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
+#include <sys/un.h>
 
 #include "arena/abi.h"
 #include "arena/arena.h"
@@ -47,16 +51,39 @@ struct mailboxes {
 	uint32_t spin; /* how long replies took lately, in pauses */
 };
 
+enum link_state { LINK_UP, LINK_LOST, LINK_DEAD };
+
+/* The flush thread's: when to try again to make a connection that was lost. */
+struct link_retry {
+	uint64_t deadline;     /* 0: nothing was tried yet */
+	uint64_t next, pause;  /* not before; the pause after that */
+	uint64_t nobody_since; /* nobody has listened; 0: somebody has */
+	uint64_t restored; /* when it came back last: a connection that does not last is no haste */
+};
+
 struct arena {
-	/* the socket */
+	pthread_mutex_t
+		open_mutex; /* attach, shm_open: what they make is in place when it is let go */
+	/* the socket; under sock_mutex, but for who only looks whether it hung up */
 	int sock;
+	ino_t sock_ino; /* is that number still ours? */
 	pthread_mutex_t sock_mutex;
-	uint64_t sock_id;
-	uint32_t dead;    /* the daemon hung up: every call is ECONNRESET */
+	uint64_t sock_id; /* of the last request, over all connections */
+	struct sockaddr_un address;
+	bool own_path;
+	int refusal;      /* -errno that the daemon gave as its last word */
+	uint32_t link;    /* futex: enum link_state */
+	unsigned wait_ms; /* UINT_MAX: for ever */
+	struct link_retry retry;
+	uint32_t closing; /* nobody waits any more */
 	uint32_t foreign; /* a copy in the child of fork(): every call is EBADF */
 
 	/* the address space; valid once `attached` is seen set */
 	uint32_t attached;
+	uint32_t attaching;
+	uint32_t mm_id;
+	uint8_t token[16];
+	struct sock_buffer *spare; /* for reconnection, which must not allocate */
 	uint64_t window_wanted;
 	int doorbell;
 	void *mm_map, *channel_map;
@@ -95,11 +122,17 @@ void client_forget_windows(void);
 /* errno and -1 for a negative r, else r. */
 int client_return(int r);
 
+/* What attach's reply carries. */
+enum { FD_MM, FD_CHANNEL, FD_DOORBELL, FD_ARENA, NR_ATTACH_FDS };
+
 /* ---- connect.c ---- */
 
 /* A socket call's packets; large, so from the heap. */
 struct sock_buffer {
-	char packet[ARENA_SOCKET_MAX_MESSAGE];
+	uint64_t id;
+	size_t len;
+	char packet[ARENA_SOCKET_MAX_MESSAGE]; /* the request, to be sent again if need be */
+	char reply[ARENA_SOCKET_MAX_MESSAGE];
 	char arena[FRAME_ARENA_SOCKET];
 };
 
@@ -113,6 +146,43 @@ int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 /* The same descriptor at a high number, out of the program's way; `fd` is consumed. */
 int client_high_fd(int fd);
 uint32_t client_umask(void);
+
+/* Its pieces, for reconnect.c. All allocate nothing; deadlines are clock_now()'s. */
+int sock_connect(const struct arena *a, int *out);
+void sock_set(struct arena *a, int fd);
+int sock_hello(struct arena *a, int sock, struct sock_buffer *b, uint64_t deadline);
+int sock_pack(Arena__Request *request, struct sock_buffer *b);
+/* Send b->packet, and wait for its reply: the length of b->reply, or -errno; -ENOTCONN: lost. */
+ssize_t sock_exchange(struct arena *a, int sock, struct sock_buffer *b, uint64_t deadline, int *fds,
+		      unsigned max_fds, unsigned *nr_fds);
+/* 0 and *reply; -EBADMSG: it is none; the reply's own -errno. Then the descriptors are closed. */
+int sock_unpack(struct sock_buffer *b, size_t len, Arena__Reply **reply, int *fds,
+		unsigned *nr_fds);
+
+/* ---- link.c: all of it is allowed in traps ---- */
+
+enum link_state link_state(const struct arena *a);
+/* When a wait that begins now has been long enough, and how long to sleep until the next look. */
+uint64_t link_deadline(const struct arena *a);
+uint64_t link_slice(uint64_t deadline);
+/* Look around: is there still something to wait for? */
+bool link_look(struct arena *a, uint64_t deadline);
+/* The daemon said that there is nothing to wait for. Cheap; also in link_look(). */
+bool link_told(struct arena *a);
+void link_lost(struct arena *a);
+void link_die(struct arena *a);
+void link_restored(struct arena *a);
+/* Wait until the connection is there again. False: it will not be. */
+bool link_await(struct arena *a, uint64_t deadline);
+/* Is our socket's number still our socket's? */
+bool link_owns_socket(const struct arena *a);
+
+/* ---- reconnect.c ---- */
+
+/* One attempt. 0 or -errno. */
+int link_reconnect(struct arena *a, uint64_t deadline);
+/* The flush thread: try, if it is time to. 0: the link is not lost any more; else ns to sleep. */
+uint64_t link_restore(struct arena *a);
 
 /* ---- mailbox.c ---- */
 
@@ -132,6 +202,10 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 
 int flush_thread_start(struct arena *a);
 void flush_thread_stop(struct arena *a);
+/* Have it look at the link. */
+void flush_thread_nudge(struct arena *a);
+/* While it waits for something else: apply what is in the ring. */
+void flush_thread_pass(struct arena *a);
 /* In a calling thread: apply the ring at least up to `seq`. */
 void client_flush_upto(struct arena *a, uint64_t seq, bool blocked);
 

@@ -11,11 +11,7 @@
  * mailboxes are bits of a word, taken by compare-and-swap.
  */
 #include <errno.h>
-#include <poll.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include "base/clock.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/internal.h"
@@ -23,7 +19,6 @@
 #define SPIN_MAX 800u
 #define SPIN_MIN 20u
 #define SPIN_PROBE 16u
-#define LOOK_FOR_HANGUP (200 * NSEC_PER_MSEC)
 
 void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 {
@@ -35,23 +30,6 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 	os_nr_cpus(); /* looks them up once, which a trap must not */
 }
 static_assert(ARENA_NR_MAILBOXES == 64, "a bit of one word per mailbox");
-
-/*
- * poll(2) goes straight to the kernel: the C library's is a cancellation point. A program that has
- * closed all descriptors has hung up itself (POLLNVAL).
- */
-static bool daemon_gone(struct arena *a)
-{
-	struct pollfd p = {.fd = a->sock, .events = POLLRDHUP};
-
-	if (load_acquire(&a->dead))
-		return true;
-	if (syscall(SYS_poll, &p, 1, 0) != 1 ||
-	    !(p.revents & (POLLHUP | POLLRDHUP | POLLERR | POLLNVAL)))
-		return false;
-	store_release(&a->dead, 1);
-	return true;
-}
 
 static int try_take(struct mailboxes *m)
 {
@@ -67,17 +45,23 @@ static int try_take(struct mailboxes *m)
 static int take(struct arena *a)
 {
 	struct mailboxes *m = &a->mail;
+	uint64_t deadline = 0;
+	uint32_t before = 0;
 	int nr = try_take(m);
 
 	while (nr < 0) {
 		uint32_t freed = load_acquire(&m->freed);
 
+		/* As long as others are answered, it is only a long queue. */
+		if (!deadline || freed != before)
+			deadline = link_deadline(a);
+		before = freed;
 		__atomic_fetch_add(&m->waiting, 1, __ATOMIC_SEQ_CST);
 		nr = try_take(m);
 		if (nr < 0)
-			os_futex_wait(&m->freed, freed, LOOK_FOR_HANGUP);
+			os_futex_wait(&m->freed, freed, link_slice(deadline));
 		__atomic_fetch_sub(&m->waiting, 1, __ATOMIC_SEQ_CST);
-		if (nr < 0 && daemon_gone(a))
+		if (nr < 0 && !link_look(a, deadline))
 			return -ECONNRESET;
 	}
 	return nr;
@@ -113,17 +97,24 @@ static bool spin_for_reply(struct mailboxes *m, struct arena_mailbox *box, uint6
 static int wait_for_reply(struct arena *a, struct arena_mailbox *box, uint64_t id)
 {
 	uint32_t state = ARENA_MAILBOX_REQUEST;
+	uint64_t deadline;
 
 	if (spin_for_reply(&a->mail, box, id))
 		return 0;
 	__atomic_compare_exchange_n(&box->state, &state, ARENA_MAILBOX_REQUEST_WAIT, false,
 				    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+	deadline = link_deadline(a);
 	while (load_acquire(&box->state) == ARENA_MAILBOX_REQUEST_WAIT) {
-		int r = os_futex_wait(&box->state, ARENA_MAILBOX_REQUEST_WAIT, LOOK_FOR_HANGUP);
+		int r = 0;
+		bool more = !link_told(a);
 
+		if (more)
+			r = os_futex_wait(&box->state, ARENA_MAILBOX_REQUEST_WAIT,
+					  link_slice(deadline));
+		if (r == -ETIMEDOUT)
+			more = link_look(a, deadline);
 		/* The daemon may have answered and then gone. */
-		if (r == -ETIMEDOUT && daemon_gone(a) &&
-		    load_acquire(&box->state) != ARENA_MAILBOX_REPLY)
+		if (!more && load_acquire(&box->state) != ARENA_MAILBOX_REPLY)
 			return -ECONNRESET;
 	}
 	return load_acquire(&box->state) == ARENA_MAILBOX_REPLY ? 0 : -EPROTO;
@@ -137,7 +128,7 @@ static void send_request(struct arena *a, int nr)
 	__atomic_fetch_or(&ch->pending, UINT64_C(1) << nr, __ATOMIC_SEQ_CST);
 	/* After the bit: a daemon that goes to sleep clears daemon_poll, then looks at the bits. */
 	if (!__atomic_load_n(&ch->daemon_poll, __ATOMIC_SEQ_CST))
-		os_eventfd_ring(a->doorbell);
+		os_eventfd_ring(load_relaxed(&a->doorbell));
 }
 
 static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m)
@@ -168,7 +159,7 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 	int nr, r;
 
 	ASSERT(!small_lock_held(&a->tlb.lock));
-	if (load_acquire(&a->dead))
+	if (link_state(a) == LINK_DEAD || link_told(a))
 		return -ECONNRESET;
 	nr = take(a);
 	if (nr < 0)

@@ -84,9 +84,9 @@ static int shm_open_rpc(struct arena *a, Arena__ShmOpen *call, uint32_t *segment
 	int cancel, r;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	pthread_mutex_lock(&client_mutex);
+	pthread_mutex_lock(&a->open_mutex);
 	r = exchange_open(a, call, segment);
-	pthread_mutex_unlock(&client_mutex);
+	pthread_mutex_unlock(&a->open_mutex);
 	pthread_setcancelstate(cancel, NULL);
 	return r;
 }

@@ -10,7 +10,9 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/faultpoint.h"
@@ -84,6 +86,35 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 	if (old >= 0)
 		close(old);
 	return 0;
+}
+
+static bool same_file(int a, int b)
+{
+	struct stat x, y;
+
+	return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_dev == y.st_dev &&
+	       x.st_ino == y.st_ino;
+}
+
+int tlb_slot_replace(struct tlb *t, unsigned slot, int fd)
+{
+	int *place = &t->slots[slot / SLOTS_PER_CHUNK][slot % SLOTS_PER_CHUNK];
+	uint64_t mask = tlb_lock(t, false);
+	int left = -1;
+
+	if (same_file(*place - 1, fd))
+		left = fd;
+	else
+		store_release(place, fd + 1);
+	tlb_unlock(t, mask, false);
+	return left;
+}
+
+void tlb_slots_forget(struct tlb *t)
+{
+	for (unsigned c = 0; c < ARRAY_SIZE(t->slots); c++)
+		if (t->slots[c])
+			memset(t->slots[c], 0, SLOTS_PER_CHUNK * sizeof(*t->slots[c]));
 }
 
 void tlb_slots_close(struct tlb *t)

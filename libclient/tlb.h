@@ -152,6 +152,13 @@ int tlb_slot_fd(const struct tlb *t, unsigned slot);
 /* The descriptor becomes the tlb's, in place of what the slot had: the daemon uses numbers again.
  * One caller at a time. -EBADF, -ENOMEM: still yours. */
 int tlb_slot_set(struct tlb *t, unsigned slot, int fd);
+/*
+ * The same file once more, for a slot that has one, because the program may have closed ours. Where it
+ * has, the number we had is the program's: `fd` takes its place. The descriptor that is left over,
+ * the caller's to close: `fd`, or -1.
+ */
+int tlb_slot_replace(struct tlb *t, unsigned slot, int fd);
 void tlb_slots_close(struct tlb *t);
+void tlb_slots_forget(struct tlb *t); /* they are the program's now */
 
 #endif

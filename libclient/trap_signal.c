@@ -60,8 +60,19 @@ static int ask_daemon(struct arena *a, uint64_t addr, unsigned access, struct fa
 	return 1;
 }
 
+/* The program has closed our descriptors, perhaps opened others: they come with a new connection. */
+static bool descriptors_again(struct arena *a, int r)
+{
+	if (r != -EBADF && r != -ENODEV && r != -EACCES)
+		return false;
+	link_lost(a);
+	return link_await(a, link_deadline(a));
+}
+
 int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused)
 {
+	unsigned lost = 0;
+
 	for (int i = 0; i < MAX_TRIES; i++) {
 		int r;
 
@@ -73,8 +84,10 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 				__atomic_fetch_add(&a->tlb.channel->refills, 1, __ATOMIC_RELAXED);
 			return 0;
 		}
-		if (r < 0)
+		if (r < 0 && (lost++ || !descriptors_again(a, r)))
 			break;
+		if (r < 0)
+			continue;
 		if (ask_daemon(a, addr, access, refused))
 			return 1;
 	}

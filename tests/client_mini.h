@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * client_mini.h - a daemon of 350 lines that runs in a thread of the test: one client at a time, one
+ * client_mini.h - a daemon of 450 lines that runs in a thread of the test: one client at a time, one
  * page table, frames handed out in order. It keeps to docs/protocol.md where honest daemons do, and
  * hangs up, refuses or takes pages away when a test says so. Included by one test program.
  */
@@ -45,15 +45,21 @@ static struct mini {
 	pthread_mutex_t mutex;
 	pthread_t thread;
 	char path[100];
-	int listener, conn, doorbell, stop, arena, mm_fd, channel_fd;
+	int listener, conn, doorbell, stop, arena, other, mm_fd, channel_fd;
 	struct arena_mm_header *mm;
 	uint64_t *tables;
 	struct arena_channel_header *channel;
 	uint64_t base, next_address, next_frame, posted;
 	struct area areas[AREAS];
 	int hello_error;
-	bool leaves; /* hangs up instead of answering a mailbox */
-	unsigned byes, faults;
+	bool leaves;            /* hangs up instead of answering a mailbox, once */
+	unsigned leaves_socket; /* the same of so many packets */
+	bool attached;          /* on this connection: its mailboxes are looked at */
+	bool sleeps;            /* answers nothing */
+	bool forgets;           /* knows no address space of an earlier connection */
+	bool twice;             /* sends each answer by the socket twice */
+	int last_word;          /* said before the next hang-up; 0: nothing */
+	unsigned byes, faults, connections, attaches, slots;
 } d;
 
 static uint64_t *entry_of(uint64_t addr)
@@ -163,6 +169,7 @@ struct results {
 	Arena__HelloReply hello;
 	Arena__AttachReply attach;
 	Arena__AttrReadReply attr;
+	Arena__ShmOpenReply shm;
 };
 
 static const char attr_text[200000] = {[0 ... 199999] = 'a'};
@@ -237,6 +244,15 @@ static void answer(const Arena__Request *q, Arena__Reply *reply, struct results 
 		break;
 	case ARENA__REQUEST__CALL_NULL:
 		break;
+	case ARENA__REQUEST__CALL_SLOT:
+		reply->error = q->slot->number == 1 ? 0 : ENOENT;
+		break;
+	case ARENA__REQUEST__CALL_SHM_OPEN:
+		r->shm = (Arena__ShmOpenReply)ARENA__SHM_OPEN_REPLY__INIT;
+		r->shm.segment = r->shm.slot = 1;
+		reply->result_case = ARENA__REPLY__RESULT_SHM_OPEN;
+		reply->shm_open = &r->shm;
+		break;
 	case ARENA__REQUEST__CALL_BYE:
 		__atomic_fetch_add(&d.byes, 1, __ATOMIC_RELAXED);
 		break;
@@ -245,10 +261,25 @@ static void answer(const Arena__Request *q, Arena__Reply *reply, struct results 
 	}
 }
 
-static unsigned make_space(const Arena__Attach *m, int fds[4])
+static void drop_space(void)
+{
+	if (!d.channel)
+		return;
+	os_unmap(d.mm, ARENA_MM_TABLES_OFFSET + TABLES * 4096);
+	os_unmap(d.channel, ARENA_CHANNEL_SIZE);
+	d.channel = NULL;
+	close(d.mm_fd);
+	close(d.channel_fd);
+	close(d.doorbell);
+	d.doorbell = -1;
+	memset(d.areas, 0, sizeof(d.areas));
+}
+
+static void make_space(const Arena__Attach *m)
 {
 	void *p;
 
+	drop_space();
 	d.mm_fd = os_memfd("mm", ARENA_MM_FILE_SIZE);
 	d.channel_fd = os_memfd("channel", ARENA_CHANNEL_SIZE);
 	if (os_map(d.mm_fd, 0, ARENA_MM_TABLES_OFFSET + TABLES * 4096, OS_MAP_READ | OS_MAP_WRITE,
@@ -265,64 +296,121 @@ static unsigned make_space(const Arena__Attach *m, int fds[4])
 	d.mm->window_size = m->window_size;
 	d.mm->nr_tables = 1;
 	d.channel->magic = ARENA_CHANNEL_MAGIC;
-	d.doorbell = os_eventfd();
 	d.next_address = d.base + (UINT64_C(1) << 30) - 8 * ARENA_LEAF_SIZE;
 	d.posted = 0;
+}
+
+static uint8_t token[16] = "mini's secret";
+static void scan_mailboxes(void);
+
+/* 0 and what goes with the reply, or errno. */
+static int attach(const Arena__Attach *m, Arena__AttachReply *reply, int fds[4])
+{
+	bool known = d.channel && !d.forgets && m->token.len == sizeof(token) &&
+		     memcmp(m->token.data, token, sizeof(token)) == 0;
+
+	d.attaches++;
+	if (m->mm_id && !known)
+		return ESTALE;
+	d.attached = true;
+	if (!m->mm_id)
+		make_space(m);
+	if (d.doorbell >= 0)
+		close(d.doorbell);
+	d.doorbell = os_eventfd();
+	reply->mm_id = 1;
+	reply->token.data = token;
+	reply->token.len = sizeof(token);
 	fds[0] = os_reopen_readonly(d.mm_fd);
 	fds[1] = d.channel_fd;
 	fds[2] = d.doorbell;
 	fds[3] = d.arena;
-	return 4;
+	return 0;
 }
 
+/* The address space stays, for the client may come back. */
 static void hang_up(void)
 {
 	if (d.conn >= 0)
 		close(d.conn);
 	d.conn = -1;
-	if (!d.channel)
-		return;
-	os_unmap(d.mm, ARENA_MM_TABLES_OFFSET + TABLES * 4096);
-	os_unmap(d.channel, ARENA_CHANNEL_SIZE);
-	d.channel = NULL;
-	close(d.mm_fd);
-	close(d.channel_fd);
-	close(d.doorbell);
-	d.doorbell = -1;
-	memset(d.areas, 0, sizeof(d.areas));
+	d.attached = false;
+}
+
+static void send_reply(Arena__Reply *reply, const int *fds, unsigned nr_fds)
+{
+	static char packet[ARENA_SOCKET_MAX_MESSAGE];
+	size_t len;
+
+	if (frame_pack_reply(reply, packet, sizeof(packet), &len) < 0)
+		abort();
+	frame_send(d.conn, packet, len, fds, nr_fds);
+	if (d.twice)
+		frame_send(d.conn, packet, len, fds, nr_fds);
+}
+
+static void serve_attach(const Arena__Request *q)
+{
+	Arena__Reply reply = ARENA__REPLY__INIT;
+	Arena__AttachReply result = ARENA__ATTACH_REPLY__INIT;
+	int fds[4] = {-1};
+
+	reply.id = q->id;
+	reply.error = attach(q->attach, &result, fds);
+	if (!reply.error) {
+		reply.result_case = ARENA__REPLY__RESULT_ATTACH;
+		reply.attach = &result;
+	}
+	send_reply(&reply, fds, reply.error ? 0 : 4);
+	if (fds[0] >= 0)
+		close(fds[0]);
+	if (q->attach->mm_id && !reply.error)
+		scan_mailboxes();
 }
 
 static void serve_socket(void)
 {
 	static char packet[ARENA_SOCKET_MAX_MESSAGE], memory[FRAME_ARENA_SOCKET];
 	struct frame_arena fa = {memory, sizeof(memory), 0};
-	ssize_t n = frame_recv(d.conn, packet, sizeof(packet), NULL, 0, NULL, 0);
+	ssize_t n;
 	Arena__Request *q;
 	Arena__Reply reply;
 	struct results results;
-	unsigned nr_fds = 0;
-	int fds[4];
-	size_t len;
 
+	if (d.sleeps)
+		return;
+	n = frame_recv(d.conn, packet, sizeof(packet), NULL, 0, NULL, 0);
 	if (n <= 0 || frame_unpack_request(packet, (size_t)n, &fa, &q) < 0) {
 		hang_up();
 		return;
 	}
-	if (q->call_case == ARENA__REQUEST__CALL_ATTACH) {
-		reply = (Arena__Reply)ARENA__REPLY__INIT;
-		results.attach = (Arena__AttachReply)ARENA__ATTACH_REPLY__INIT;
-		reply.id = q->id;
-		reply.result_case = ARENA__REPLY__RESULT_ATTACH;
-		reply.attach = &results.attach;
-		nr_fds = make_space(q->attach, fds);
-	} else {
-		answer(q, &reply, &results);
+	if (d.leaves_socket) {
+		d.leaves_socket--;
+		hang_up();
+		return;
 	}
-	if (frame_pack_reply(&reply, packet, sizeof(packet), &len) < 0)
-		abort();
-	frame_send(d.conn, packet, len, fds, nr_fds);
-	if (nr_fds)
-		close(fds[0]);
+	if (d.last_word) {
+		reply = (Arena__Reply)ARENA__REPLY__INIT;
+		reply.error = d.last_word;
+		send_reply(&reply, NULL, 0);
+		hang_up();
+		return;
+	}
+	if (q->call_case == ARENA__REQUEST__CALL_ATTACH) {
+		serve_attach(q);
+		return;
+	}
+	answer(q, &reply, &results);
+	if (q->call_case == ARENA__REQUEST__CALL_SLOT) {
+		d.slots++;
+		send_reply(&reply, &d.other, reply.error ? 0 : 1);
+	} else if (q->call_case == ARENA__REQUEST__CALL_SHM_OPEN) {
+		send_reply(&reply, &d.other, 1);
+	} else {
+		send_reply(&reply, NULL, 0);
+	}
+	if (q->call_case == ARENA__REQUEST__CALL_BYE)
+		drop_space();
 }
 
 static void serve_mailbox(struct arena_mailbox *box)
@@ -345,6 +433,17 @@ static void serve_mailbox(struct arena_mailbox *box)
 		os_futex_wake(&box->state, 1);
 }
 
+static void scan_mailboxes(void)
+{
+	struct arena_mailbox *boxes = (void *)((char *)d.channel + ARENA_CHANNEL_MAILBOXES);
+
+	__atomic_exchange_n(&d.channel->pending, 0, __ATOMIC_SEQ_CST);
+	for (unsigned i = 0; i < ARENA_NR_MAILBOXES; i++)
+		if (load_acquire(&boxes[i].state) == ARENA_MAILBOX_REQUEST ||
+		    load_acquire(&boxes[i].state) == ARENA_MAILBOX_REQUEST_WAIT)
+			serve_mailbox(&boxes[i]);
+}
+
 static void serve_mailboxes(void)
 {
 	struct arena_mailbox *boxes = (void *)((char *)d.channel + ARENA_CHANNEL_MAILBOXES);
@@ -353,7 +452,8 @@ static void serve_mailboxes(void)
 	os_eventfd_drain(d.doorbell);
 	pending = __atomic_exchange_n(&d.channel->pending, 0, __ATOMIC_SEQ_CST);
 	if (pending && d.leaves) {
-		shutdown(d.conn, SHUT_RDWR);
+		d.leaves = false;
+		hang_up();
 		return;
 	}
 	for (; pending; pending &= pending - 1)
@@ -363,11 +463,13 @@ static void serve_mailboxes(void)
 static void *mini_main(void *arg)
 {
 	for (;;) {
-		struct pollfd p[4] = {{d.stop, POLLIN, 0},
-				      {d.listener, POLLIN, 0},
-				      {d.conn, POLLIN, 0},
-				      {d.doorbell, POLLIN, 0}};
+		struct pollfd p[4] = {{d.stop, POLLIN, 0}, {d.listener, POLLIN, 0}};
 
+		/* Nobody listens to a client that is not attached. */
+		pthread_mutex_lock(&d.mutex);
+		p[2] = (struct pollfd){d.sleeps ? -1 : d.conn, POLLIN, 0};
+		p[3] = (struct pollfd){d.sleeps || !d.attached ? -1 : d.doorbell, POLLIN, 0};
+		pthread_mutex_unlock(&d.mutex);
 		poll(p, 4, -1);
 		pthread_mutex_lock(&d.mutex);
 		if (p[0].revents) {
@@ -375,16 +477,18 @@ static void *mini_main(void *arg)
 
 			if (read(d.stop, &word, 8) == 8 && word >= 1000) {
 				hang_up();
+				drop_space();
 				pthread_mutex_unlock(&d.mutex);
 				return arg;
 			}
 		}
-		if (p[3].revents && d.channel)
+		if (p[3].revents && p[3].fd == d.doorbell && d.channel && d.attached && !d.sleeps)
 			serve_mailboxes();
 		if (p[2].revents && d.conn == p[2].fd)
 			serve_socket();
 		if (p[1].revents) {
 			hang_up();
+			d.connections++;
 			d.conn = accept4(d.listener, NULL, NULL, SOCK_CLOEXEC);
 		}
 		pthread_mutex_unlock(&d.mutex);
@@ -425,6 +529,7 @@ static int start(void **state)
 	d.conn = d.doorbell = -1;
 	d.stop = os_eventfd();
 	d.arena = os_memfd("arena", FRAMES * UINT64_C(4096));
+	d.other = os_memfd("other", FRAMES * UINT64_C(4096));
 	return pthread_create(&d.thread, NULL, mini_main, NULL);
 }
 
@@ -437,6 +542,7 @@ static int finish(void **state)
 	close(d.listener);
 	close(d.stop);
 	close(d.arena);
+	close(d.other);
 	unlink(d.path);
 	*strrchr(d.path, '/') = '\0';
 	rmdir(d.path);

@@ -244,22 +244,43 @@ static void do_full_table(struct test_daemon *d, void *arg)
 	arena_close(a);
 }
 
-/* As daemons do when they start. The arena is lost with its socket, and says so. */
+/* As daemons do when they start: the arena comes back by another connection, with all it had. */
 static void do_close_all(struct test_daemon *d, void *arg)
 {
 	arena_t *a = client_open(d);
-	char *p = client_map(a, PAGE);
+	arena_shm_t *s = client_shm(a, NAME, O_RDWR | O_CREAT | O_EXCL, 0666);
+	char *p = client_map(a, 64 * PAGE), *seg;
 
 	(void)arg;
-	*p = 1;
-	closefrom(3);
-	CHECK(arena_null(a) == -1 && errno == ECONNRESET);
-	CHECK(!arena_shm_open(a, NAME, O_RDWR | O_CREAT, 0600) && errno == ECONNRESET);
-	CHECK(*p == 1);
+	CHECK_OK(arena_shm_truncate(s, 4 * PAGE));
+	seg = arena_shm_mmap(s, NULL, 4 * PAGE, RW, MAP_SHARED, 0);
+	CHECK(seg != MAP_FAILED);
+	CHECK_OK(arena_madvise(a, p, 64 * PAGE, MADV_NOHUGEPAGE));
+	*p = *seg = 1;
+	CHECK(close_range(3, ~0u, 0) == 0);
+	CHECK_OK(arena_null(a));
+	p[63 * PAGE] = seg[3 * PAGE] = 2;
+	CHECK(*p == 1 && *seg == 1 && p[63 * PAGE] == 2 && seg[3 * PAGE] == 2);
+	arena_shm_close(s);
+	s = client_shm(a, NAME, O_RDWR, 0);
+	CHECK(close_range(3, ~0u, 0) == 0);
+	p[62 * PAGE] = seg[2 * PAGE] = 3;
+	CHECK_OK(arena_shm_unlink(a, NAME));
+	CHECK_OK(arena_munmap(a, p, 64 * PAGE));
 	arena_close(a);
-	a = client_open(d);
-	p = client_map(a, PAGE);
+}
+
+/* With nothing mapped at the moment it is the same process all the same. */
+static void do_close_unmapped(struct test_daemon *d, void *arg)
+{
+	arena_t *a = client_open(d);
+	char *p = client_map(a, 2 * LEAF);
+
+	(void)arg;
+	CHECK_OK(arena_null(a));
+	CHECK(close_range(3, ~0u, 0) == 0);
 	*p = 1;
+	CHECK(*p == 1);
 	arena_close(a);
 }
 
@@ -267,6 +288,7 @@ static void test_no_descriptors(void **state)
 {
 	client_run(*state, do_full_table, NULL);
 	client_run(*state, do_close_all, NULL);
+	client_run(*state, do_close_unmapped, NULL);
 }
 
 /* ---- several mappings ---------------------------------------------------------------------- */

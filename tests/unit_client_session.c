@@ -84,6 +84,16 @@ static void options_are_checked(void **state)
 	assert_int_equal(arena_open(&o, &a), -1);
 	assert_int_equal(errno, EINVAL);
 	o.window = 0;
+	o.size = offsetof(struct arena_options, wait_ms) - 1;
+	assert_int_equal(arena_open(&o, &a), -1);
+	assert_int_equal(errno, EINVAL);
+	/* As a program of an earlier version says it: what lies behind is none of it. */
+	o.size = offsetof(struct arena_options, wait_ms);
+	o.wait_ms = 1;
+	assert_int_equal(arena_open(&o, &a), 0);
+	arena_close(a);
+	o.wait_ms = 0;
+	store_relaxed(&d.byes, 0);
 	o.size = 8;
 	assert_int_equal(arena_open(&o, &a), -1);
 	assert_int_equal(errno, EINVAL);
@@ -344,46 +354,6 @@ static void windows_fit_into_limits(void **state)
 }
 #endif
 
-static void hang_up_is_noticed(void **state)
-{
-	arena_t *a = open_client(0);
-	char *p = map(a, 64 * 4096, PROT_READ | PROT_WRITE);
-	char buf[8];
-
-	(void)state;
-	*p = 9;
-	pthread_mutex_lock(&d.mutex);
-	shutdown(d.conn, SHUT_RDWR);
-	pthread_mutex_unlock(&d.mutex);
-	assert_int_equal(arena_attr_read(a, "proc/text", buf, sizeof(buf)), -1);
-	assert_int_equal(errno, ECONNRESET);
-	assert_int_equal(arena_null(a), -1);
-	assert_int_equal(errno, ECONNRESET);
-	assert_int_equal(*p, 9);
-	/* The fault that mapped the first page installed the next seven. */
-	assert_int_equal(p[7 * 4096], 0);
-	catch_faults();
-	assert_true(fails(p + 40 * 4096, true));
-	assert_int_equal(seen.si_signo, SIGBUS);
-	assert_int_equal(seen.si_code, BUS_ADRERR);
-	arena_close(a);
-}
-
-/* The daemon dies while a call waits in its mailbox. */
-static void waiters_notice_too(void **state)
-{
-	arena_t *a = open_client(0);
-
-	(void)state;
-	assert_int_equal(arena_null(a), 0);
-	pthread_mutex_lock(&d.mutex);
-	d.leaves = true;
-	pthread_mutex_unlock(&d.mutex);
-	assert_int_equal(arena_null(a), -1);
-	assert_int_equal(errno, ECONNRESET);
-	arena_close(a);
-}
-
 static void attributes_come_in_pieces(void **state)
 {
 	arena_t *a = open_client(0);
@@ -442,8 +412,6 @@ int main(void)
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 		SESSION_TEST(windows_fit_into_limits),
 #endif
-		SESSION_TEST(hang_up_is_noticed),
-		SESSION_TEST(waiters_notice_too),
 		SESSION_TEST(attributes_come_in_pieces),
 		SESSION_TEST(refills_survive_a_full_host),
 	};

@@ -58,13 +58,21 @@ static struct peer *peer_numbered(uint32_t id)
 	return NULL;
 }
 
-static void restart_for(struct client *c)
+/* The same for these two clients, whose peers are others then; the second may be NULL. */
+static void restart_for_two(struct client *c, struct client *other)
 {
-	uint32_t id = c->peer->id;
+	uint32_t id = c->peer->id, other_id = other ? other->peer->id : 0;
 
 	restart();
 	c->peer = peer_numbered(id);
 	assert_non_null(c->peer);
+	if (other)
+		other->peer = peer_numbered(other_id);
+}
+
+static void restart_for(struct client *c)
+{
+	restart_for_two(c, NULL);
 }
 
 static uint64_t direct_pages(struct client *c)
@@ -204,7 +212,7 @@ static void test_packets_found(void **state)
 	/* Waits for the other client's flush; nothing behind it is read meanwhile. */
 	assert_int_equal(CALL(c, shm_truncate, SHM_TRUNCATE, msg_ = truncate), -1);
 	assert_int_equal(CALL(c, null, NULL), -1);
-	restart_for(c);
+	restart_for_two(c, other);
 	client_channel(other)->flush_ack = client_channel(other)->flush_head;
 	assert_true(client_receive(c));
 	assert_non_null(c->reply);

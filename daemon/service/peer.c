@@ -372,12 +372,13 @@ void peer_farewell(struct peer *p, enum arena_daemon_state state, int error)
 /* ---- death ----------------------------------------------------------------------- */
 
 struct needles {
+	unsigned nr;
 	char text[3][32];
 };
 
 static bool has_needle(const struct needles *needles, const char *text, size_t len)
 {
-	for (unsigned i = 0; i < ARRAY_SIZE(needles->text); i++)
+	for (unsigned i = 0; i < needles->nr; i++)
 		if (memmem(text, len, needles->text[i], strlen(needles->text[i])))
 			return true;
 	return false;
@@ -413,13 +414,13 @@ static bool text_has_needle(int fd, const struct needles *needles)
 /*
  * The kernel takes an address space down before it closes descriptors, so the maps of a process
  * that hung up by dying are empty, or gone. One that lives and has no frame mapped at the moment
- * still has its tables and its channel. The pidfd is looked at last: alive then, the pid was not
- * another process's when the maps were read.
+ * still has its tables and its channel, and may come back, but for one that was refused. The pidfd is
+ * looked at last: alive then, the pid was not another process's when the maps were read.
  */
 static bool process_maps_frames(const struct peer *p)
 {
 	_cleanup_(closep) int fd = -1;
-	struct needles needles = {{"/memfd:arena:"}};
+	struct needles needles = {.nr = p->refused ? 1 : 3, .text = {"/memfd:arena:"}};
 	char path[32];
 	bool maps;
 

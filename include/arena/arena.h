@@ -37,12 +37,18 @@ struct arena_options {
 	const char *socket;   /* path; NULL: $ARENAD_SOCKET, else the default path, see README */
 	enum arena_trap trap; /* ARENA_TRAP_AUTO by default */
 	size_t window; /* bytes of address space to reserve; 0: 16 TiB, less under RLIMIT_AS */
+	/*
+	 * Milliseconds that a call or a fault may wait for a daemon that does not answer; 0: 60,000,
+	 * UINT_MAX: for ever. After that calls fail with ECONNRESET and new faults are a SIGBUS.
+	 */
+	unsigned wait_ms;
 };
 
 /*
  * Connect to the daemon. `options` may be NULL. On success *out is a handle that the caller
  * ends with arena_close(). -1 and errno: ENOENT or ECONNREFUSED no daemon at that socket,
- * EACCES not permitted, EPROTO the daemon speaks another ABI, ENOTSUP the trap is not
+ * EACCES not permitted, EPROTO the daemon speaks another ABI, ECONNRESET it does not answer,
+ * EMFILE it has too many clients (or this process descriptors), ENOTSUP the trap is not
  * available, EINVAL options, ENOMEM.
  */
 int arena_open(const struct arena_options *options, arena_t **out);
