@@ -180,7 +180,7 @@ help:
 	@echo 'make room-ROOM       the archive of one room'
 	@echo 'make soak            random load, SOAK_MINUTES long (30)'
 	@echo 'make bench           measure; BENCH_ARGS=--quick only shows that it runs'
-	@echo 'make lint            format, static analysis, include order of the rooms'
+	@echo 'make lint            format, static analysis, include order of the rooms, scripts'
 	@echo 'make format          format all sources in place'
 	@echo 'make fuzz            fuzz targets below build/fuzz/ (clang)'
 	@echo 'make install         DESTDIR=, PREFIX=/usr/local, ... (build-aux/install.mk); uninstall undoes it'

@@ -41,6 +41,7 @@ for extra in "$@"; do
 	lint)
 		tool clang-format clang-format
 		tool cppcheck cppcheck
+		tool shellcheck shellcheck
 		;;
 	fuzz)
 		tool clang clang
