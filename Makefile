@@ -17,7 +17,6 @@ endif
 AR ?= ar
 CLANG ?= clang
 PROTOC_C ?= protoc-c
-PREFIX ?= /usr/local
 V ?= 0
 Q := $(if $(filter 1,$(V)),,@)
 
@@ -111,6 +110,7 @@ include daemon/sync/room.mk daemon/store/room.mk daemon/phys/room.mk daemon/virt
 include daemon/machine/room.mk daemon/service/room.mk daemon/files/room.mk
 include libclient/room.mk daemon/room.mk tools/room.mk examples/room.mk
 include tests/room.mk bench/room.mk fuzz/room.mk
+include build-aux/install.mk
 
 # ---- compiling and linking ----
 
@@ -141,7 +141,7 @@ all: $(PROGRAMS) $(LIBRARIES)
 run: $(PROGRAMS) $(LIBRARIES)
 	@ARENA_BUILD=$(abspath $(B)) build-aux/run.sh
 
-test: $(PROGRAMS) $(LIBRARIES) $(UNIT_TESTS) $(DAEMON_TESTS) $(if $(SAN),,$(BENCHES))
+test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES))
 	@ARENA_BUILD=$(abspath $(B)) tests/run.sh --unit $(UNIT_TESTS) \
 		--daemon $(DAEMON_TESTS) --shell $(SHELL_TESTS)
 
@@ -166,42 +166,6 @@ format:
 fuzz:
 	@$(MAKE) --no-print-directory FUZZ=1 fuzz-targets
 
-define pkgconfig
-prefix=$(PREFIX)
-libdir=$${prefix}/lib
-includedir=$${prefix}/include
-
-Name: libarena
-Description: client library of arenad, memory management as a user-space service
-Version: $(VERSION)
-Cflags: -I$${includedir}
-Libs: -L$${libdir} -larena
-Libs.private: -lprotobuf-c -pthread
-endef
-export pkgconfig
-
-I := $(DESTDIR)$(PREFIX)
-DOCS = README.md LICENSE $(wildcard docs/*.md)
-install: all
-	install -d $(I)/bin $(I)/lib/pkgconfig $(I)/include/arena $(I)/share/doc/arenad
-	install -m 755 $(B)/bin/arenad $(B)/bin/arenactl $(I)/bin
-	install -m 755 $(B)/lib/libarena.so.$(VERSION) $(I)/lib
-	ln -sf libarena.so.$(VERSION) $(I)/lib/$(SONAME)
-	ln -sf $(SONAME) $(I)/lib/libarena.so
-	install -m 644 $(B)/lib/libarena.a $(I)/lib
-	echo "$$pkgconfig" > $(I)/lib/pkgconfig/libarena.pc
-	install -m 644 include/arena/arena.h $(I)/include/arena
-	install -m 644 $(wildcard $(DOCS)) $(I)/share/doc/arenad
-	@# Programs find a new library below /usr/local only after this; a package has its own way.
-	@if test -z "$(DESTDIR)" && test "$$(id -u)" -eq 0; then PATH="$$PATH:/sbin" ldconfig; fi
-
-uninstall:
-	rm -f $(I)/bin/arenad $(I)/bin/arenactl $(I)/lib/libarena.so.$(VERSION) $(I)/lib/$(SONAME) \
-		$(I)/lib/libarena.so $(I)/lib/libarena.a $(I)/lib/pkgconfig/libarena.pc \
-		$(I)/include/arena/arena.h
-	rm -rf $(I)/share/doc/arenad
-	-rmdir --ignore-fail-on-non-empty $(I)/include/arena
-
 setup:
 	@build-aux/setup.sh
 
@@ -216,10 +180,10 @@ help:
 	@echo 'make room-ROOM       the archive of one room'
 	@echo 'make soak            random load, SOAK_MINUTES long (30)'
 	@echo 'make bench           measure; BENCH_ARGS=--quick only shows that it runs'
-	@echo 'make lint            format, static analysis, include order of the rooms'
+	@echo 'make lint            format, static analysis, include order of the rooms, scripts'
 	@echo 'make format          format all sources in place'
 	@echo 'make fuzz            fuzz targets below build/fuzz/ (clang)'
-	@echo 'make install         DESTDIR=, PREFIX=/usr/local; uninstall undoes it'
+	@echo 'make install         DESTDIR=, PREFIX=/usr/local, ... (build-aux/install.mk); uninstall undoes it'
 	@echo 'make setup           install what the build needs (Debian packages)'
 	@echo 'make clean           remove build/'
 	@echo 'DEBUG=1              assertions, below build/debug/'

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# Format, static analysis, and the include order of the rooms. All run; 1 if any found something.
+# Format, static analysis, the include order of the rooms, and scripts. All run; 1 if any found something.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 
@@ -23,4 +23,7 @@ cppcheck --quiet --error-exitcode=1 --std=c11 --language=c -j 2 --inline-suppr \
 
 echo "lint: include order"
 build-aux/include-order.sh || bad=1
+echo "lint: shellcheck"
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- '*.sh' '*.bash')
+shellcheck --external-sources --severity=warning "${scripts[@]}" || bad=1
 exit "$bad"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Is what the build needs installed? As root, installs what is missing; else prints the command
-# that does. Usage: setup.sh [lint] [fuzz]. Called before every build, so it looks at tools and
+# that does. Usage: setup.sh [lint] [fuzz] [debian]. Called before every build, so it looks at tools and
 # files only and is quick when all is there.
 set -eu
 
@@ -40,14 +40,19 @@ for extra in "$@"; do
 	lint)
 		tool clang-format clang-format
 		tool cppcheck cppcheck
+		tool shellcheck shellcheck
 		;;
 	fuzz)
 		tool clang clang
 		set -- /usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a
 		test -e "$1" || missing="$missing libclang-rt-14-dev"
 		;;
+	debian)
+		tool dpkg-buildpackage dpkg-dev
+		tool dh debhelper
+		;;
 	*)
-		echo "usage: setup.sh [lint] [fuzz]" >&2
+		echo "usage: setup.sh [lint] [fuzz] [debian]" >&2
 		exit 2
 		;;
 	esac

@@ -8,7 +8,7 @@ OBJ_libarena := $(OBJ_libclient) $(OBJ_base) $(OBJ_proto)
 ifneq ($(SRC_libclient),)
 LIBARENA_SO := $(B)/lib/libarena.so
 LIBARENA_A := $(B)/lib/libarena.a
-LIBRARIES += $(LIBARENA_SO) $(LIBARENA_A) $(B)/lib/pkgconfig/libarena.pc
+LIBRARIES += $(LIBARENA_SO) $(LIBARENA_A)
 endif
 
 # A sanitizer's run-time library is in the program, so its symbols stay open here.
@@ -25,10 +25,6 @@ $(B)/lib/libarena.a: $(OBJ_libarena)
 	@mkdir -p $(@D)
 	@echo "  AR      $@"
 	$(Q)rm -f $@ && $(AR) rcs $@ $(OBJ_libarena)
-
-$(B)/lib/pkgconfig/libarena.pc: Makefile
-	@mkdir -p $(@D)
-	$(Q)echo "$$pkgconfig" > $@
 
 libarena: $(LIBARENA_SO) $(LIBARENA_A)
 .PHONY: libarena

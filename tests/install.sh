@@ -36,6 +36,19 @@ lib=$dir/root/opt/arena/lib
 export PKG_CONFIG_PATH=$lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=$dir/root
 flags=$(pkg-config --cflags --libs libarena) || fail "pkg-config"
 
+# ---- the library's name and what it shows ----
+version=$(sed -n 's/^VERSION := //p' Makefile)
+[ "$(pkg-config --modversion libarena)" = "$version" ] || fail "libarena.pc is not of version $version"
+readelf -d "$lib/libarena.so" | grep -q 'SONAME.*\[libarena.so.0\]' || fail "soname"
+[ "$(readlink "$lib/libarena.so")" = libarena.so.0 ] && [ "$(readlink "$lib/libarena.so.0")" = "libarena.so.$version" ] ||
+	fail "links of the library"
+nm -D --defined-only "$lib/libarena.so" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort >"$dir/shown"
+sed -n '/^global:/,/^}/ s/^[[:space:]]\([a-z_]*\);$/\1/p' libclient/arena.map | sort >"$dir/mapped"
+sed -n 's/^[a-z].*[ *]\(arena_[a-z_]*\)(.*/\1/p' include/arena/arena.h | sort >"$dir/declared"
+diff "$dir/mapped" "$dir/shown" || fail "the library shows something else than libclient/arena.map"
+diff "$dir/declared" <(grep '^arena_' "$dir/shown") || fail "the library shows something else than arena.h declares"
+
+# shellcheck disable=SC2016 # backquotes
 sed -n '/^```c$/,/^```$/p' README.md | sed '1d;$d' >"$dir/readme.c"
 cmp -s <(tail -n +3 examples/hello.c) "$dir/readme.c" || fail "the README's program is not examples/hello.c"
 # shellcheck disable=SC2086 # flags are a list

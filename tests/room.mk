@@ -4,6 +4,7 @@
 #                       ROOM main: the supervisor's files)
 # tests/daemon_X.c      cmocka against a whole daemon; linked with tests/lib*.c and libarena
 # tests/X.sh            run as they are
+# tests/keep_client.c   a client that shell tests run
 UNIT_NAMES := $(patsubst tests/%.c,%,$(wildcard tests/unit_*.c))
 UNIT_TESTS := $(UNIT_NAMES:%=$(B)/tests/%)
 room_of = $(word 2,$(subst _, ,$(1)))
@@ -24,3 +25,7 @@ $(DAEMON_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELPERS) $(LIB_base) | 
 	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena -lcmocka)
 
 SHELL_TESTS := $(filter-out tests/run.sh tests/soak.sh,$(wildcard tests/*.sh))
+
+KEEP_CLIENT := $(B)/tests/keep_client
+$(KEEP_CLIENT): $(B)/obj/tests/keep_client.o | $(LIBARENA_SO)
+	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena)

@@ -20,7 +20,19 @@ tests=()
 for name in daemon_random daemon_death daemon_invariants daemon_fault; do
 	tests+=("$ARENA_BUILD/tests/$name")
 done
-make -s B="$ARENA_BUILD" ${SAN:+SAN="$SAN"} "${tests[@]}" || exit 1
+make -s B="$ARENA_BUILD" ${SAN:+SAN="$SAN"} all "${tests[@]}" "$ARENA_BUILD/tests/keep_client" || exit 1
+mkdir -p "$ARENA_BUILD/tests/log"
+
+# Debian's packages, compiled as Debian compiles: once, for it takes minutes and knows no seed.
+tests/debian.sh full >"$ARENA_BUILD/tests/log/debian-full.log" 2>&1
+case $? in
+0 | 77) echo "debian packages: $(tail -n 1 "$ARENA_BUILD/tests/log/debian-full.log")" ;;
+*)
+	echo "FAIL  debian packages"
+	cat "$ARENA_BUILD/tests/log/debian-full.log"
+	exit 1
+	;;
+esac
 
 log=$(mktemp "${TMPDIR:-/tmp}/arena-soak.XXXXXX")
 trap 'rm -f "$log"' EXIT

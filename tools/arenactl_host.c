@@ -98,7 +98,7 @@ static int turn_on(struct ctl *c, const char *now)
 				SHMEM_ENABLED, strerror(errno));
 	printf("shmem_enabled was %s, is now advise: an arenad started from now on has hugepages.\n"
 	       "  It lasts until the next boot. To keep it, put this line into "
-	       "/etc/tmpfiles.d/arenad.conf:\n"
+	       "/etc/tmpfiles.d/arenad-hugepages.conf (an installed service has it already):\n"
 	       "  w %s - - - - advise\n",
 	       now, SHMEM_ENABLED);
 	return CTL_DONE;
