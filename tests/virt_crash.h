@@ -28,7 +28,8 @@ static struct {
 	unsigned deaths;
 	uint64_t die_at; /* that store inside calls is the last; 0: none */
 	uint64_t (*after_death)(
-		void); /* stores of the next worker until it dies, 0: none; or NULL */
+		void);     /* stores of the next worker until it dies, 0: none; or NULL */
+	const char *fault; /* goes wrong for the next worker, as it recovers */
 	struct virt_recover_stats stats;
 	void (*survey)(uintptr_t site); /* nobody dies: told where each store is made */
 	/* the call */
@@ -65,28 +66,58 @@ static struct mm *crash_find(uint32_t id)
 	return mm;
 }
 
-/* The next worker. It may die too: then its caller is left as well. */
-static inline void crash_recover(void)
+/* A new machine from what the store keeps; what a worker that dies now leaves is abandoned. */
+static inline int crash_try_recover(void)
 {
 	struct fake_machine *m = crash.m;
 	char why[128];
-	int fd;
+	int fd, r;
 
-	if (crash.after_death)
-		crash_arm(crash.after_death());
-	truth_stop_after = crash.die_at;
 	store_fake_restart();
 	fd = store_take("state");
 	assert_true(fd >= 0);
+	assert_int_equal(faultpoint_arm(crash.fault), 0);
 	memset(&m->state, 0, sizeof(m->state));
 	if (state_adopt(fd, &m->state, why, sizeof(why)))
 		fail_msg("%s", why);
 	phys_recover_topology(&m->state, &m->topology);
-	assert_int_equal(phys_recover(&m->config, &m->state, &m->phys), 0);
-	assert_int_equal(virt_recover(m->phys, &m->virt, &crash.stats), 0);
-	store_drop_rest();
-	assert_true(virt_is_valid(m->virt));
+	r = phys_recover(&m->config, &m->state, &m->phys);
+	if (!r)
+		r = virt_recover(m->phys, &m->virt, &crash.stats);
+	if (!r)
+		store_drop_rest();
+	return r;
+}
+
+/* The next worker. It may die too: then its caller is left as well. */
+static inline void crash_recover(void)
+{
+	if (crash.after_death)
+		crash_arm(crash.after_death());
+	truth_stop_after = crash.die_at;
+	assert_int_equal(crash_try_recover(), 0);
+	assert_true(virt_is_valid(crash.m->virt));
 	crash_reborn();
+}
+
+/* Run fn() in a child. True: it came to its end; *deaths: how often workers died, up to 100. */
+static inline bool in_child(void (*fn)(void), unsigned *deaths)
+{
+	int status;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		setenv("CMOCKA_TEST_ABORT", "1", 1);
+		fn();
+		fflush(stdout);
+		_exit((int)MIN(crash.deaths, 100u));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	*deaths = WIFEXITED(status) ? (unsigned)WEXITSTATUS(status) : 0;
+	return WIFEXITED(status) && *deaths <= 100;
 }
 
 typedef int (*crash_fn)(struct mm *mm, void *arg);

@@ -295,7 +295,7 @@ static inline bool client_check_tlb(const struct fake_client *c)
 				fprintf(stderr,
 					"mm %u: frame %u mapped at %#lx is another's: owner %#x %u "
 					"%u, was %#x %u %u\n",
-					mm_id(c->mm), t->pfn + (pfn_t)n,
+					c->id, t->pfn + (pfn_t)n,
 					(unsigned long)(t->start + PAGE(n)), now.owner, now.mapping,
 					now.index, t->owner, t->mapping, t->index + (uint32_t)n);
 				return false;

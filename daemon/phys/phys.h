@@ -99,6 +99,9 @@ bool phys_recover_ref(struct phys *p, pfn_t head, bool maps);
 /* Take one back: its holder turned out to be damaged and is dropped. */
 void phys_recover_unref(struct phys *p, pfn_t head, bool maps);
 
+/* Has anything called phys_recover_ref() for the block in use with this head? */
+bool phys_recover_referenced(struct phys *p, pfn_t head);
+
 struct phys_recover_ops {
 	/* Which live clients may still have a PG_LIMBO block mapped: each gets a reference of it in
 	 * its limbo, to be dropped with page_leave_limbo(). The number of these references. It may

@@ -579,3 +579,10 @@ void phys_recover_unref(struct phys *p, pfn_t head, bool maps)
 	page->lru_next--;
 	page->lru_prev -= maps;
 }
+
+bool phys_recover_referenced(struct phys *p, pfn_t head)
+{
+	const struct page *page = head_in_use(p, head);
+
+	return page && page->lru_next;
+}

@@ -150,7 +150,8 @@ static int recover_objects(struct recovery *r)
 		for (; i < end && !e; i++)
 			if (s->objects[i].kind != OBJECT_FREE)
 				e = recover_object(r, &s->objects[i], &cap);
-	qsort(r->objects, r->nr_objects, sizeof(struct object *), object_order);
+	if (!e && r->nr_objects)
+		qsort(r->objects, r->nr_objects, sizeof(struct object *), object_order);
 	drop_twins(r);
 	return e;
 }
@@ -367,8 +368,25 @@ static int give_limbo(struct mm *mm, pfn_t head, const struct page *page)
 	return e;
 }
 
-/* A frame in limbo: everybody who may have it mapped gets it, whether something else refers to it or
- * not. Condemned clients also get what is in use. */
+/*
+ * Whether a frame is in limbo. One that nothing refers to was claimed for an entry that was never stored,
+ * and nobody has it mapped; but it can also be what damage took the entry from, so it is not believed.
+ * Condemned clients also get what is in use.
+ */
+static bool waits_for_flush(struct recovery *r, pfn_t head, const struct page *page)
+{
+	const struct domain *d = pfn_domain(r->p, head);
+	const struct mm *mm;
+
+	if (page->flags & PG_LIMBO || !phys_recover_referenced(r->p, head))
+		return true;
+	LIST_FOREACH(mm, &r->v->condemned, link)
+		if (condemned_reaches(mm, page, d))
+			return true;
+	return false;
+}
+
+/* Everybody who may have it mapped gets a frame in limbo, whether something else refers to it or not. */
 static int limbo_found(struct recovery *r, pfn_t head, struct page *page)
 {
 	const struct domain *d = pfn_domain(r->p, head);
@@ -376,14 +394,10 @@ static int limbo_found(struct recovery *r, pfn_t head, struct page *page)
 	uint32_t i;
 	int e = 0;
 
-	LIST_FOREACH(mm, &r->v->condemned, link) {
-		if (!condemned_reaches(mm, page, d))
-			continue;
-		if (!(page->flags & PG_LIMBO))
-			truth_store(&page->flags, page->flags | PG_LIMBO);
-	}
-	if (!(page->flags & PG_LIMBO))
+	if (!waits_for_flush(r, head, page))
 		return 0;
+	if (!(page->flags & PG_LIMBO))
+		truth_store(&page->flags, page->flags | PG_LIMBO);
 	for (i = first_holder(r, d); !e && i < r->nr_holders && r->holders[i].domain == d; i++)
 		e = give_limbo(r->holders[i].mm, head, page);
 	LIST_FOREACH(mm, &r->v->condemned, link)
