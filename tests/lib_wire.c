@@ -264,11 +264,15 @@ int wire_call(struct wire_client *c, unsigned call, const struct wire *body,
 	free(w);
 	if (r)
 		return -1;
-	n = wire_recv(c, reply->bytes, sizeof(reply->bytes));
-	if (n <= 0)
-		return -1;
-	reply->len = (size_t)n;
-	return parse_reply(reply);
+	/* A worker that follows another may say once more what that one had said. */
+	do {
+		n = wire_recv(c, reply->bytes, sizeof(reply->bytes));
+		if (n <= 0)
+			return -1;
+		reply->len = (size_t)n;
+		r = parse_reply(reply);
+	} while (reply->id && reply->id < c->next_id);
+	return r;
 }
 
 /* ---- sessions ------------------------------------------------------------------------------ */

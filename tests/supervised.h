@@ -44,6 +44,20 @@
 #define PACKET_MAX 65536
 #define WAIT_MS 30000
 
+const char *__asan_default_options(void);
+const char *__tsan_default_options(void);
+
+/* Workers die here by the signals they are told to die by. */
+const char *__asan_default_options(void)
+{
+	return "handle_segv=0:handle_abort=0:detect_leaks=0";
+}
+
+const char *__tsan_default_options(void)
+{
+	return "handle_segv=0:handle_abort=0:die_after_fork=0";
+}
+
 /* ---- the worker ---------------------------------------------------------------------------- */
 
 struct fake {
