@@ -52,6 +52,8 @@ static void *flush_main(void *arg)
 		if (load_acquire(&a->flush_stop))
 			return NULL;
 		flush_thread_pass(a);
+		if (__atomic_exchange_n(&a->look, 0, __ATOMIC_SEQ_CST))
+			link_check(a);
 		if (link_state(a) == LINK_LOST)
 			pause = link_restore(a);
 		os_futex_wait(&ch->flush_word, word, pause);
@@ -79,10 +81,13 @@ int flush_thread_start(struct arena *a)
 	return -r;
 }
 
-/* Move the word, so that the thread does not go to sleep on the value it has read. */
+/*
+ * Move the word, so that the thread does not go to sleep on the value it has read; by a step that
+ * neither the daemon's next numbers nor other nudges undo.
+ */
 void flush_thread_nudge(struct arena *a)
 {
-	__atomic_fetch_xor(&a->tlb.channel->flush_word, UINT32_C(1) << 31, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&a->tlb.channel->flush_word, UINT32_C(1) << 20, __ATOMIC_SEQ_CST);
 	os_futex_wake(&a->tlb.channel->flush_word, INT_MAX);
 }
 

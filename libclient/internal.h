@@ -73,6 +73,7 @@ struct arena {
 	bool own_path;
 	int refusal;      /* -errno that the daemon gave as its last word */
 	uint32_t link;    /* futex: enum link_state */
+	uint32_t look;    /* somebody waits: the flush thread is to check the socket */
 	unsigned wait_ms; /* UINT_MAX: for ever */
 	struct link_retry retry;
 	uint32_t closing; /* nobody waits any more */
@@ -169,6 +170,8 @@ uint64_t link_slice(uint64_t deadline);
 bool link_look(struct arena *a, uint64_t deadline);
 /* The daemon said that there is nothing to wait for. Cheap; also in link_look(). */
 bool link_told(struct arena *a);
+/* Look at the socket: has it hung up, or the program closed it? */
+void link_check(struct arena *a);
 void link_lost(struct arena *a);
 void link_die(struct arena *a);
 void link_restored(struct arena *a);

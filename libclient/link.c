@@ -12,7 +12,8 @@
  * A worker that dies hangs up nothing: its keeper has our socket, the next worker takes it, and who
  * waits just waits longer. So waiting itself tells nothing. Whoever waits, for a reply in a mailbox
  * or by the socket, for a free mailbox or for the connection, has a deadline (wait_ms) and looks
- * around every 200 ms: link_look().
+ * around every 200 ms: link_look(). At the socket itself the flush thread looks then, which is also
+ * the one that will make another.
  *
  * Everything here is called in traps: a word, a futex and system calls. DEAD is for ever.
  */
@@ -113,9 +114,20 @@ bool link_look(struct arena *a, uint64_t deadline)
 		link_die(a);
 		return false;
 	}
+	if (link_state(a) != LINK_UP)
+		return true;
+	/* With an address space it is the flush thread's to look, whoever waits. */
+	if (!load_acquire(&a->attached))
+		link_check(a);
+	else if (!__atomic_exchange_n(&a->look, 1, __ATOMIC_SEQ_CST))
+		flush_thread_nudge(a);
+	return true;
+}
+
+void link_check(struct arena *a)
+{
 	if (link_state(a) == LINK_UP && (hung_up(a) || !link_owns_socket(a)))
 		link_lost(a);
-	return true;
 }
 
 bool link_await(struct arena *a, uint64_t deadline)

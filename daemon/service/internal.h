@@ -7,6 +7,7 @@
  *	accept.c    connections and whose they are
  *	keeper.c    the supervisor or systemd above us
  *	peer.c      a peer's life from hello to the last frame
+ *	packet.c    requests out of a socket
  *	mailbox.c   requests out of a channel, replies into it
  *	call.c      decoding, the method table, replies, calls that are answered later
  *	recover.c   connections taken over from a worker that died, and the call it died in
@@ -116,6 +117,25 @@ int peer_adopt(struct service *s, uint32_t id, int fd, int pidfd, const struct c
 	       struct peer **out);
 /* It takes over the address space of `from`, which is closed. */
 void peer_inherit(struct peer *p, struct peer *from);
+/* Nobody looks at its channel any more; it keeps the address space. */
+void peer_detach(struct peer *p);
+/* Its address space ends, the connection goes on as before attach. */
+void peer_forget_mm(struct peer *p);
+/* Nobody serves it any more; the address space stays. */
+void peer_orphan(struct peer *p);
+/* Have the process do without us at once: it is told that no more answers come, and why. */
+void peer_farewell(struct peer *p, enum arena_daemon_state state, int error);
+/* Fill p->comm from what the client says. */
+void peer_set_comm(struct peer *p, const char *comm);
+
+/* For peer.c and packet.c. */
+int peer_add_event(struct peer *p, struct event **ev, int fd, short what, event_callback_fn cb,
+		   const struct timeval *timeout);
+void peer_free_event(struct event **ev);
+
+/* ---- packets --------------------------------------------------------------------- */
+
+void peer_socket_cb(evutil_socket_t fd, short what, void *data);
 /* The packet in the socket is answered, and may go; others may come. */
 void peer_packet_done(struct peer *p);
 /* Read no more until peer_packet_done(). */
@@ -123,20 +143,10 @@ void peer_packet_later(struct peer *p);
 /* The length of the packet that lies in the socket, now in service.packet, if it is request `id`; 0:
  * it is not. */
 size_t peer_find_packet(struct peer *p, uint64_t id);
-/* Nobody looks at its channel any more; it keeps the address space. */
-void peer_detach(struct peer *p);
-/* Its address space ends, the connection goes on as before attach. */
-void peer_forget_mm(struct peer *p);
-/* Nobody serves it any more; the address space stays. */
-void peer_orphan(struct peer *p);
 /* The connection was closed at its other end, whether or not we have read that yet. */
 bool peer_hung_up(const struct peer *p);
-/* Have the process do without us at once: it is told that no more answers come, and why. */
-void peer_farewell(struct peer *p, enum arena_daemon_state state, int error);
-/* The same to one that is no peer. */
+/* The last word to whoever is at the other end. */
 void send_farewell(int fd, int error);
-/* Fill p->comm from what the client says. */
-void peer_set_comm(struct peer *p, const char *comm);
 
 /* ---- calls ----------------------------------------------------------------------- */
 

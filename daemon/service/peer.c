@@ -23,7 +23,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -62,7 +61,7 @@ void peer_set_comm(struct peer *p, const char *comm)
 
 /* ---- events ---------------------------------------------------------------------- */
 
-static void free_event(struct event **ev)
+void peer_free_event(struct event **ev)
 {
 	if (*ev)
 		event_free(*ev);
@@ -76,104 +75,11 @@ static void close_fd(int *fd)
 	*fd = -1;
 }
 
-static int add_event(struct peer *p, struct event **ev, int fd, short what, event_callback_fn cb,
-		     const struct timeval *timeout)
+int peer_add_event(struct peer *p, struct event **ev, int fd, short what, event_callback_fn cb,
+		   const struct timeval *timeout)
 {
 	*ev = event_new(p->service->base, fd, what, cb, p);
 	return *ev && event_add(*ev, timeout) == 0 ? 0 : -ENOMEM;
-}
-
-/*
- * A packet stays in the socket until its answer is out, so that the worker's death loses none. False:
- * there was nothing to read.
- */
-static bool read_packet(struct peer *p)
-{
-	struct service *s = p->service;
-	ssize_t n = frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
-			       FRAME_DONTWAIT | FRAME_PEEK);
-
-	if (n == -EAGAIN)
-		return false;
-	p->in_socket = true;
-	if (n > 0)
-		peer_handle_packet(p, s->packet, (size_t)n);
-	else if (n == -EMSGSIZE)
-		peer_bad_message(p, "a packet that is too long");
-	else if (n == -EPROTO || n == -EMFILE)
-		peer_refuse(p, "it sent descriptors");
-	else
-		peer_close(p);
-	/* Those that call_serve() has not seen. */
-	if (n < 0)
-		peer_packet_done(p);
-	s->worked = true;
-	return true;
-}
-
-void peer_packet_done(struct peer *p)
-{
-	if (!p->in_socket)
-		return;
-	p->in_socket = false;
-	if (peer_is_closed(p))
-		return;
-	frame_drop(p->fd);
-	free_event(&p->hangup_event);
-	if (!event_pending(p->socket_event, EV_READ, NULL))
-		event_add(p->socket_event, NULL);
-}
-
-static void hangup_cb(evutil_socket_t fd, short what, void *data)
-{
-	(void)fd, (void)what;
-	peer_close(data);
-}
-
-/* The packet that lies there would wake us again and again: meanwhile we look for a hang-up only. If
- * that cannot be, the pidfd tells of a death, and the deadline of the answer is near. */
-void peer_packet_later(struct peer *p)
-{
-	if (!p->in_socket)
-		return;
-	event_del(p->socket_event);
-	add_event(p, &p->hangup_event, p->fd, EV_CLOSED, hangup_cb, NULL);
-}
-
-size_t peer_find_packet(struct peer *p, uint64_t id)
-{
-	struct service *s = p->service;
-	struct frame_arena fa = {.buf = s->frame, .size = sizeof(s->frame)};
-	Arena__Request *request;
-	ssize_t n = p->fd < 0 ? 0
-			      : frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
-					   FRAME_DONTWAIT | FRAME_PEEK);
-
-	/* What did not decode was served as number 0. */
-	if (n <= 0 ||
-	    (frame_unpack_request(s->packet, (size_t)n, &fa, &request) ? 0 : request->id) != id)
-		return 0;
-	p->in_socket = true;
-	return (size_t)n;
-}
-
-bool peer_hung_up(const struct peer *p)
-{
-	struct pollfd pollfd = {.fd = p->fd, .events = POLLRDHUP};
-
-	return p->fd < 0 ||
-	       (poll(&pollfd, 1, 0) == 1 && pollfd.revents & (POLLHUP | POLLRDHUP | POLLERR));
-}
-
-/* What is left after a round makes the socket readable again at once, after everybody else. */
-static void socket_cb(evutil_socket_t fd, short what, void *data)
-{
-	struct peer *p = data;
-
-	(void)fd, (void)what;
-	for (unsigned i = 0; i < SERVICE_PACKETS_PER_ROUND && !peer_is_closed(p); i++)
-		if (p->in_socket || !read_packet(p))
-			return;
 }
 
 static void doorbell_cb(evutil_socket_t fd, short what, void *data)
@@ -222,11 +128,12 @@ static int watch(struct peer *p)
 	int r = 0;
 
 	if (p->fd >= 0)
-		r = add_event(p, &p->socket_event, p->fd, EV_READ | EV_PERSIST, socket_cb, NULL);
+		r = peer_add_event(p, &p->socket_event, p->fd, EV_READ | EV_PERSIST, peer_socket_cb,
+				   NULL);
 	if (!r && p->pidfd >= 0)
-		r = add_event(p, &p->pidfd_event, p->pidfd, EV_READ, pidfd_cb, NULL);
+		r = peer_add_event(p, &p->pidfd_event, p->pidfd, EV_READ, pidfd_cb, NULL);
 	if (!r && p->state == PEER_NEW)
-		r = add_event(p, &p->hello_timer, -1, 0, hello_timer_cb, &hello);
+		r = peer_add_event(p, &p->hello_timer, -1, 0, hello_timer_cb, &hello);
 	return r;
 }
 
@@ -310,10 +217,10 @@ int peer_watch_doorbell(struct peer *p, int doorbell)
 
 	p->doorbell = doorbell;
 	/* Edge-triggered and never read, so that a client cannot make us block on it. */
-	r = add_event(p, &p->doorbell_event, doorbell, EV_READ | EV_ET | EV_PERSIST, doorbell_cb,
-		      NULL);
+	r = peer_add_event(p, &p->doorbell_event, doorbell, EV_READ | EV_ET | EV_PERSIST,
+			   doorbell_cb, NULL);
 	if (r) {
-		free_event(&p->doorbell_event);
+		peer_free_event(&p->doorbell_event);
 		close_fd(&p->doorbell);
 	}
 	return r;
@@ -339,22 +246,10 @@ void peer_handle_packet(struct peer *p, const void *packet, size_t len)
 		return;
 	call_serve(p, CALL_SOCKET, 0, packet, len);
 	if (p->state != PEER_NEW)
-		free_event(&p->hello_timer);
+		peer_free_event(&p->hello_timer);
 }
 
 /* ---- the last word --------------------------------------------------------------- */
-
-void send_farewell(int fd, int error)
-{
-	Arena__Reply reply = ARENA__REPLY__INIT;
-	uint8_t packet[32];
-	size_t len;
-
-	reply.error = error;
-	/* Who does not read his answers misses this one, too. */
-	if (!frame_pack_reply(&reply, packet, sizeof(packet), &len))
-		frame_send_flags(fd, packet, len, NULL, 0, FRAME_DONTWAIT);
-}
 
 void peer_farewell(struct peer *p, enum arena_daemon_state state, int error)
 {
@@ -454,16 +349,16 @@ static void end_channel(struct peer *p)
 	}
 	service_stop_polling(p->service, p);
 	p->taken = p->unanswered = p->found = p->unflushed = 0;
-	free_event(&p->doorbell_event);
+	peer_free_event(&p->doorbell_event);
 	close_fd(&p->doorbell);
 }
 
 static void end_connection(struct peer *p)
 {
 	end_channel(p);
-	free_event(&p->socket_event);
-	free_event(&p->hangup_event);
-	free_event(&p->hello_timer);
+	peer_free_event(&p->socket_event);
+	peer_free_event(&p->hangup_event);
+	peer_free_event(&p->hello_timer);
 	if (p->fd >= 0) {
 		/* With a packet unread, the other end would read an error before its last answer. */
 		if (p->in_socket)
@@ -513,7 +408,7 @@ static void end_process(struct peer *p)
 	struct service *s = p->service;
 
 	end_mm(p);
-	free_event(&p->pidfd_event);
+	peer_free_event(&p->pidfd_event);
 	close_fd(&p->pidfd);
 	if (p->id)
 		store_remove_number("pidfd", p->id);
@@ -556,10 +451,10 @@ void peer_destroy(struct peer *p)
 void peer_abandon(struct peer *p)
 {
 	end_channel(p);
-	free_event(&p->socket_event);
-	free_event(&p->hangup_event);
-	free_event(&p->pidfd_event);
-	free_event(&p->hello_timer);
+	peer_free_event(&p->socket_event);
+	peer_free_event(&p->hangup_event);
+	peer_free_event(&p->pidfd_event);
+	peer_free_event(&p->hello_timer);
 	close_fd(&p->fd);
 	close_fd(&p->pidfd);
 	free_snapshots(p);
