@@ -108,6 +108,11 @@ static void show_NODES(struct shown *s, const void *field)
 	snprintf(s->text, sizeof(s->text), "%u", *(const uint32_t *)field);
 }
 
+static void show_WATCHDOG(struct shown *s, const void *field)
+{
+	show_NODES(s, field);
+}
+
 static void show_YES_NO(struct shown *s, const void *field)
 {
 	show_text(s, *(const bool *)field ? "yes" : "no");

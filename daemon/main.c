@@ -62,10 +62,10 @@ static void is_ready(const struct machine *m, const struct listener *l)
 }
 
 /* Nothing is taken down: the next worker goes on with it. */
-static void restart(void)
+static void leave(const char *why, int status)
 {
-	log_notice("ends for the next worker");
-	_exit(EXIT_RESTART);
+	log_notice("%s", why);
+	_exit(status);
 }
 
 static int serve_until_told(struct service *s, const struct machine *m, const struct listener *l)
@@ -77,8 +77,12 @@ static int serve_until_told(struct service *s, const struct machine *m, const st
 	is_ready(m, l);
 	r = service_run(s);
 	if (m->restart)
-		restart();
+		leave("ends for the next worker", EXIT_RESTART);
 	store_notify("STOPPING=1");
+	/* Is this a stop or a restart? systemd knows: it closes what it keeps, or hands it to the next
+	 * worker. */
+	if (!r && store_kept() && !store_supervisor())
+		leave("stopped; what clients have is left to who keeps it", EXIT_SUCCESS);
 	return r;
 }
 

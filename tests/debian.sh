@@ -31,6 +31,13 @@ version=$(sed -n 's/^VERSION := //p' Makefile)
 [ "$(dpkg-parsechangelog -l debian/changelog -S Version)" = "$version" ] ||
 	fail "debian/changelog is not about version $version"
 
+# What a build needs is in both lists; a compiler and make are there in any build of Debian's.
+needed=$(sed -n '/^for extra/q; s/^[[:space:]]*\(tool\|header\|library\) [^ ]* \([a-z0-9-]*\)$/\2/p' build-aux/setup.sh |
+	grep -vx 'gcc\|make\|libc6-dev' | sort)
+given=$(sed -n '/^Build-Depends/,/^[A-Z]/ s/^ \([a-z0-9-]*\).*/\1/p' debian/control | grep -v '^dh-' | sort)
+[ "$needed" = "$given" ] || fail "debian/control does not build-depend on what build-aux/setup.sh installs:
+$(diff <(echo "$needed") <(echo "$given"))"
+
 unset MAKEFLAGS MAKELEVEL MFLAGS
 if [ "${1:-}" = full ]; then
 	profile=()

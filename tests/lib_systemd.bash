@@ -174,7 +174,7 @@ start_user() {
 		"$work/prefix/lib/systemd/system/arenad.service" >"$units/arenad.service"
 	sed -e 's|=/run/arenad/|=%t/arenad/|' -e '/^SocketUser=/d' -e '/^SocketGroup=/d' \
 		"$work/prefix/lib/systemd/system/arenad.socket" >"$units/arenad.socket"
-	if [ "$(id -u)" -eq 0 ]; then boot; else boot --user --map-current-user; fi
+	if [ "$(id -u)" -eq 0 ]; then boot; else boot --user --map-root-user; fi
 	inner=$(<"$work/pid")
 	# shellcheck disable=SC2034 # the tests' to use
 	keep_client=$ARENA_BUILD/tests/keep_client

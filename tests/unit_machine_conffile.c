@@ -137,6 +137,7 @@ static void assert_defaults(const struct machine_config *c)
 	assert_int_equal(c->hugepages, fresh.hugepages);
 	assert_int_equal(c->log_level, fresh.log_level);
 	assert_int_equal(c->supervisor, fresh.supervisor);
+	assert_int_equal(c->watchdog, fresh.watchdog);
 }
 
 static void test_changes_nothing_as_it_is(void **state)
