@@ -213,6 +213,39 @@ static void test_signals_stay_with_the_creator(void **state)
 	workqueue_destroy(q);
 }
 
+/* The worker may stop anywhere for as long as it likes, also where it hands its work over. */
+static void test_the_owner_never_waits(void **state)
+{
+	struct workqueue *q = start();
+	struct work *w = NULL;
+	uint64_t began;
+
+	(void)state;
+	assert_int_equal(faultpoint_arm("workqueue.finish=delay:2000000@1"), 0);
+	workqueue_queue(q, &items[0].work);
+	do {
+		began = clock_now();
+		w = workqueue_completed(q);
+	} while (!w);
+	assert_ptr_equal(w, &items[0].work);
+	assert_null(w->next);
+	workqueue_queue(q, &items[1].work);
+	workqueue_queue(q, w);
+	assert_null(workqueue_completed(q));
+	assert_int_equal(workqueue_pending(q), 2);
+	assert_true(clock_now() - began < NSEC_PER_SEC);
+	workqueue_flush(q);
+	assert_int_equal(faultpoint_passages("workqueue.finish"), 3);
+	faultpoint_arm(NULL);
+	assert_true(readable(q, 0));
+	w = workqueue_completed(q);
+	assert_ptr_equal(w, &items[1].work);
+	assert_ptr_equal(w->next, &items[0].work);
+	assert_null(w->next->next);
+	assert_int_equal(nr_ran, 3);
+	workqueue_destroy(q);
+}
+
 static void test_no_memory(void **state)
 {
 	struct workqueue *q = NULL;
@@ -234,6 +267,7 @@ int main(void)
 		cmocka_unit_test(test_destroy_runs_what_is_queued),
 		cmocka_unit_test(test_cpu_time),
 		cmocka_unit_test(test_signals_stay_with_the_creator),
+		cmocka_unit_test(test_the_owner_never_waits),
 		cmocka_unit_test(test_no_memory),
 	};
 

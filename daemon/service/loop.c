@@ -382,7 +382,8 @@ static int create_events(struct service *s)
 	if (!s->flush_timer)
 		return -ENOMEM;
 	if (kzerod >= 0) {
-		s->kzerod_event = event_new(s->base, kzerod, EV_READ | EV_PERSIST, kzerod_cb, s);
+		s->kzerod_event =
+			event_new(s->base, kzerod, EV_READ | EV_PERSIST | EV_ET, kzerod_cb, s);
 		if (!s->kzerod_event || event_add(s->kzerod_event, NULL) < 0)
 			return -ENOMEM;
 	}

@@ -7,9 +7,16 @@
  *	        v            the worker's thread           |
  *	    todo: w -> w -> w  ---- run(w) ---->  done: w -> w
  *
- * An item is on `todo`, running, or on `done`; `unfinished` counts the first two and `pending` all
- * three. The eventfd is readable exactly while `done` is not empty: it is rung when `done` gets its
- * first item and drained when it is taken, both under the lock.
+ * An item is on `todo`, with the worker, or on `done`. Both lists are pushed by one side and taken
+ * whole by the other, newest first, each with one atomic operation: there is no lock, because the
+ * worker runs at the lowest priority. It may lose its CPU anywhere, for as long as anything else
+ * wants to run, and the control thread must not be found waiting for it to let go of something.
+ * (It was: the ring that says that work is done wakes the control thread, which then takes the CPU
+ * of a worker that has not left the lock yet.)
+ *
+ * The eventfd is rung after `done` got its first item and drained before the list is taken, so it is
+ * readable while items wait. Where the taking came between the first item and its ring, it is
+ * readable once with nothing to take.
  */
 #include "daemon/sync/workqueue.h"
 
@@ -21,83 +28,101 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/faultpoint.h"
 #include "base/mem.h"
 #include "base/os.h"
-#include "daemon/sync/lock.h"
-
-struct work_list {
-	struct work *head;
-	struct work **tail;
-};
 
 struct workqueue {
-	struct lock lock;        /* guards all below but what does not change */
-	pthread_cond_t queued;   /* todo is not empty, or stopping */
-	pthread_cond_t finished; /* unfinished has become 0 */
-	struct work_list todo;
-	struct work_list done;
-	unsigned unfinished;
+	/* the owner's: the one thread that queues and takes back */
+	uint32_t nr_queued; /* ever; compared with `finished` */
 	unsigned pending;
-	bool stopping;
-	const char *name; /* does not change; the caller's, or a literal */
-	int eventfd;      /* does not change */
-	pthread_t thread; /* does not change */
+	const char *name;
+	int eventfd;
+	pthread_t thread;
+	/* between the two, atomic */
+	struct work *todo, *done; /* newest first */
+	uint32_t queued;          /* futex: counts what may wake the worker */
+	uint32_t sleeping;        /* the worker waits for `queued` to change, or is about to */
+	uint32_t stopping;
+	uint32_t finished; /* futex: items ever run */
+	uint32_t flushing; /* the owner waits for `finished` to change, or is about to */
 };
 
-static void list_init(struct work_list *l)
+/* True if the list was empty. */
+static bool list_push(struct work **list, struct work *w)
 {
-	l->head = NULL;
-	l->tail = &l->head;
+	struct work *head = load_relaxed(list);
+
+	do
+		w->next = head;
+	while (!__atomic_compare_exchange_n(list, &head, w, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_RELAXED));
+	return !head;
 }
 
-static void list_append(struct work_list *l, struct work *w)
+/* All of it, oldest first. */
+static struct work *list_take(struct work **list)
 {
-	w->next = NULL;
-	*l->tail = w;
-	l->tail = &w->next;
+	struct work *w = __atomic_exchange_n(list, NULL, __ATOMIC_SEQ_CST), *out = NULL;
+
+	while (w) {
+		struct work *next = w->next;
+
+		w->next = out;
+		out = w;
+		w = next;
+	}
+	return out;
 }
 
-static struct work *list_take_first(struct work_list *l)
-{
-	struct work *w = l->head;
-
-	l->head = w->next;
-	if (!l->head)
-		l->tail = &l->head;
-	w->next = NULL;
-	return w;
-}
-
-/* An item to run, waiting for one; NULL when the queue stops and nothing is left. */
+/* Items to run, waiting for some; NULL when the queue stops and nothing is left. */
 static struct work *next_work(struct workqueue *q)
 {
-	LOCK_GUARD(&q->lock);
+	for (;;) {
+		uint32_t seen = __atomic_load_n(&q->queued, __ATOMIC_SEQ_CST);
+		bool stopping = load_acquire(&q->stopping);
+		struct work *list = list_take(&q->todo);
 
-	while (!q->todo.head && !q->stopping)
-		pthread_cond_wait(&q->queued, &q->lock.mutex);
-	return q->todo.head ? list_take_first(&q->todo) : NULL;
+		if (list || stopping)
+			return list;
+		/* Pairs with wake_worker(): set `sleeping`, then look at `queued`, in the kernel. */
+		__atomic_store_n(&q->sleeping, 1, __ATOMIC_SEQ_CST);
+		os_futex_wait(&q->queued, seen, 0);
+		store_relaxed(&q->sleeping, 0);
+	}
+}
+
+static void wake_worker(struct workqueue *q)
+{
+	__atomic_fetch_add(&q->queued, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&q->sleeping, __ATOMIC_SEQ_CST))
+		os_futex_wake(&q->queued, 1);
 }
 
 static void finish_work(struct workqueue *q, struct work *w)
 {
-	LOCK_GUARD(&q->lock);
+	bool first = list_push(&q->done, w); /* the owner may have it back from here on */
 
-	if (!q->done.head)
+	faultpoint("workqueue.finish");
+	if (first)
 		os_eventfd_ring(q->eventfd);
-	list_append(&q->done, w);
-	if (--q->unfinished == 0)
-		pthread_cond_broadcast(&q->finished);
+	__atomic_fetch_add(&q->finished, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&q->flushing, __ATOMIC_SEQ_CST))
+		os_futex_wake(&q->finished, 1);
 }
 
 static void *worker(void *arg)
 {
 	struct workqueue *q = arg;
-	struct work *w;
+	struct work *w, *next;
 
 	os_thread_background(q->name);
 	while ((w = next_work(q))) {
-		w->run(w);
-		finish_work(q, w);
+		for (; w; w = next) {
+			next = w->next;
+			w->run(w);
+			finish_work(q, w);
+		}
 	}
 	return NULL;
 }
@@ -119,9 +144,6 @@ static void free_queue(struct workqueue *q)
 {
 	if (q->eventfd >= 0)
 		close(q->eventfd);
-	pthread_cond_destroy(&q->queued);
-	pthread_cond_destroy(&q->finished);
-	lock_destroy(&q->lock);
 	free(q);
 }
 
@@ -132,11 +154,6 @@ int workqueue_create(const char *name, struct workqueue **out)
 
 	if (!q)
 		return -ENOMEM;
-	lock_init(&q->lock, LOCK_CLASS_WORKQUEUE);
-	pthread_cond_init(&q->queued, NULL);
-	pthread_cond_init(&q->finished, NULL);
-	list_init(&q->todo);
-	list_init(&q->done);
 	q->name = name;
 	q->eventfd = os_eventfd();
 	r = q->eventfd < 0 ? q->eventfd : start_thread(q);
@@ -152,10 +169,8 @@ struct workqueue *workqueue_destroy(struct workqueue *q)
 {
 	if (!q)
 		return NULL;
-	lock_acquire(&q->lock);
-	q->stopping = true;
-	pthread_cond_signal(&q->queued);
-	lock_release(&q->lock);
+	store_release(&q->stopping, 1);
+	wake_worker(q);
 	pthread_join(q->thread, NULL);
 	free_queue(q);
 	return NULL;
@@ -163,26 +178,23 @@ struct workqueue *workqueue_destroy(struct workqueue *q)
 
 void workqueue_queue(struct workqueue *q, struct work *w)
 {
-	LOCK_GUARD(&q->lock);
-
 	ASSERT(!q->stopping);
-	list_append(&q->todo, w);
-	q->unfinished++;
+	q->nr_queued++;
 	q->pending++;
-	pthread_cond_signal(&q->queued);
+	list_push(&q->todo, w);
+	wake_worker(q);
 }
 
 struct work *workqueue_completed(struct workqueue *q)
 {
-	LOCK_GUARD(&q->lock);
-	struct work *list = q->done.head;
+	struct work *list;
 
-	if (!list)
+	if (!load_relaxed(&q->done))
 		return NULL;
+	os_eventfd_drain(q->eventfd);
+	list = list_take(&q->done);
 	for (const struct work *w = list; w; w = w->next)
 		q->pending--;
-	list_init(&q->done);
-	os_eventfd_drain(q->eventfd);
 	return list;
 }
 
@@ -191,18 +203,20 @@ int workqueue_eventfd(const struct workqueue *q)
 	return q->eventfd;
 }
 
-unsigned workqueue_pending(struct workqueue *q)
+unsigned workqueue_pending(const struct workqueue *q)
 {
-	LOCK_GUARD(&q->lock);
 	return q->pending;
 }
 
 void workqueue_flush(struct workqueue *q)
 {
-	LOCK_GUARD(&q->lock);
+	uint32_t finished;
 
-	while (q->unfinished)
-		pthread_cond_wait(&q->finished, &q->lock.mutex);
+	/* Pairs with finish_work(): set `flushing`, then look at `finished`, and again in the kernel. */
+	__atomic_store_n(&q->flushing, 1, __ATOMIC_SEQ_CST);
+	while ((finished = __atomic_load_n(&q->finished, __ATOMIC_SEQ_CST)) != q->nr_queued)
+		os_futex_wait(&q->finished, finished, 0);
+	store_relaxed(&q->flushing, 0);
 }
 
 uint64_t workqueue_cpu_time(struct workqueue *q)

@@ -2,7 +2,8 @@
 /*
  * workqueue.h - content workers: threads that read and write the bytes of frames which the control
  * thread has set aside for them, and nothing else. The control thread queues items and takes
- * them back when done; it is told by an eventfd, so nobody polls.
+ * them back when done; it is told by an eventfd, so nobody polls. One thread makes all the calls
+ * here, and only flush and destroy ever wait for the worker.
  */
 #ifndef SYNC_WORKQUEUE_H
 #define SYNC_WORKQUEUE_H
@@ -14,7 +15,7 @@ struct workqueue;
 
 struct work {
 	void (*run)(struct work *w); /* in the worker's thread; must not touch truth or indexes */
-	struct work *next;           /* lock: the queue's, while queued */
+	struct work *next;           /* the list's, while queued or finished */
 };
 
 /* One background thread `name`. 0 or -errno. */
@@ -25,10 +26,10 @@ struct workqueue *workqueue_destroy(struct workqueue *q);
 void workqueue_queue(struct workqueue *q, struct work *w);
 /* The finished items as a list, oldest first; NULL if none. */
 struct work *workqueue_completed(struct workqueue *q);
-/* Readable while finished items wait. */
+/* Readable while finished items wait; now and then once more: watch it edge-triggered. */
 int workqueue_eventfd(const struct workqueue *q);
 /* Queued and not yet taken back. */
-unsigned workqueue_pending(struct workqueue *q);
+unsigned workqueue_pending(const struct workqueue *q);
 /* Wait until every queued item has finished. */
 void workqueue_flush(struct workqueue *q);
 /* CPU time the thread has used, ns. */
