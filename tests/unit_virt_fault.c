@@ -156,7 +156,7 @@ static void test_mprotect(void **state)
 	assert_true(virt_is_valid(m.virt));
 }
 
-/* A sequence of faults takes twice as much each time, up to the tunable; another fault begins anew. */
+/* A sequence of faults takes four times as much each time, up to the tunable; another fault begins anew. */
 static void test_fill_ahead_leaves(void **state)
 {
 	uint64_t at = client_map(c, LEAF(40), PROT_RW, MAP_ANON_PRIVATE), next = at, n, want = 1;
@@ -173,8 +173,11 @@ static void test_fill_ahead_leaves(void **state)
 		/* One run of frames, so one mapping of the client. */
 		assert_int_equal(client_pfn(c, next + LEAF(n - 1)),
 				 client_pfn(c, next) + (n - 1) * ARENA_LEAF_PAGES);
+		/* And it continues the last one. */
+		assert_true(next == at || client_pfn(c, next) ==
+						  client_pfn(c, next - LEAF(1)) + ARENA_LEAF_PAGES);
 		next += LEAF(n);
-		want *= 2;
+		want *= 4;
 	}
 	client_write(c, next + LEAF(2));
 	assert_int_equal(present_from(next + LEAF(2)), ARENA_LEAF_PAGES);
@@ -188,6 +191,70 @@ static void test_fill_ahead_leaves(void **state)
 		client_write(c, at + LEAF(n));
 		assert_true(n == 3 || client_pfn(c, at + LEAF(n + 1)) == PFN_NONE);
 	}
+	assert_true(virt_is_valid(m.virt));
+}
+
+/* What is free came back in no order, and still a sequence of faults gets neighbours where there are any. */
+static void test_sequence_continues_in_frames(void **state)
+{
+	unsigned leaves = (unsigned)(phys_free_pages(m.phys) / ARENA_LEAF_PAGES), n, continued = 0;
+	uint64_t at = client_map(c, LEAF(leaves), PROT_RW, MAP_ANON_PRIVATE);
+	bool *ours = calloc(phys_nr_frames(m.phys) / ARENA_LEAF_PAGES + 1, sizeof(*ours));
+	pfn_t pfn = PFN_NONE;
+
+	(void)state;
+	assert_non_null(ours);
+	set_tunable(TUNABLE_FILL_AHEAD_LEAVES, 0);
+	/* Nearly all there is, so that little but what comes back here is free. */
+	for (n = 0; n < leaves; n++) {
+		struct fault_refusal refusal;
+
+		assert_int_equal(vm_fault(c->mm, at + LEAF(n), PROT_WRITE, 0, &refusal), 0);
+		if (refusal.signo || !client_is_leaf(c, at + LEAF(n)))
+			break;
+	}
+	assert_true(n > 24);
+	for (unsigned i = 0; i < 24; i++) {
+		uint64_t addr = at + LEAF(n - 24 + i * 7 % 24);
+
+		ours[client_pfn(c, addr) / ARENA_LEAF_PAGES] = true;
+		assert_int_equal(vm_munmap(c->mm, addr, LEAF(1)), 0);
+		client_ack_all(c);
+	}
+	at = client_map(c, LEAF(16), PROT_RW, MAP_ANON_PRIVATE);
+	for (unsigned i = 0; i < 16; i++) {
+		client_write(c, at + LEAF(i));
+		if (i && ours[pfn / ARENA_LEAF_PAGES + 1]) {
+			assert_int_equal(client_pfn(c, at + LEAF(i)), pfn + ARENA_LEAF_PAGES);
+			continued++;
+		}
+		pfn = client_pfn(c, at + LEAF(i));
+		ours[pfn / ARENA_LEAF_PAGES] = false;
+	}
+	assert_true(continued > 3);
+	free(ours);
+	assert_true(virt_is_valid(m.virt));
+}
+
+/* However high the limit: a quarter of the free memory at most. */
+static void test_fill_ahead_leaves_others_theirs(void **state)
+{
+	uint64_t leaves = phys_free_pages(m.phys) / ARENA_LEAF_PAGES, want = 1;
+	uint64_t at = client_map(c, LEAF(leaves), PROT_RW, MAP_ANON_PRIVATE);
+	bool capped = false;
+
+	(void)state;
+	set_tunable(TUNABLE_FILL_AHEAD_LEAVES, 512);
+	for (uint64_t next = at; next < at + LEAF(leaves / 2); want *= 4) {
+		uint64_t most = MAX(phys_free_pages(m.phys) / 4 / ARENA_LEAF_PAGES, UINT64_C(1)), n;
+
+		client_write(c, next);
+		n = present_from(next) / ARENA_LEAF_PAGES;
+		assert_true(n >= 1 && n <= most);
+		capped |= n < want;
+		next += LEAF(n);
+	}
+	assert_true(capped);
 	assert_true(virt_is_valid(m.virt));
 }
 
@@ -273,6 +340,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_split_by_dontneed, up, down),
 		cmocka_unit_test_setup_teardown(test_mprotect, up, down),
 		cmocka_unit_test_setup_teardown(test_fill_ahead_leaves, up, down),
+		cmocka_unit_test_setup_teardown(test_sequence_continues_in_frames, up, down),
+		cmocka_unit_test_setup_teardown(test_fill_ahead_leaves_others_theirs, up, down),
 		cmocka_unit_test_setup_teardown(test_fill_ahead_pages, up, down),
 		cmocka_unit_test_setup_teardown(test_populate, up, down),
 		cmocka_unit_test_setup_teardown(test_out_of_memory, up, down),

@@ -4,8 +4,8 @@
  *
  * Anonymous memory gets a zeroed 2 MiB leaf where one fits, single frames elsewhere; objects get
  * their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
- * fault that continues a sequential pattern fills ahead: twice as much as the last one did, up to
- * fill_ahead_leaves, taking only memory that is ready (zeroed, or a hole that the host zeroes at
+ * fault that continues a sequential pattern fills ahead: four times as much as the last one did, up
+ * to fill_ahead_leaves and a quarter of what is free, taking only memory that is ready (zeroed, or a hole that the host zeroes at
  * the touch), in contiguous frames, so that the client maps all of it in one call.
  *
  * A frame is claimed in mem_map before its entry is stored, so a crash between them leaves a
@@ -122,6 +122,9 @@ static int make_frame(const struct fault *f, uint64_t addr, bool leaf, pfn_t hin
 	return 0;
 }
 
+#define AHEAD_GROWTH 4
+#define AHEAD_SHARE 4 /* one fault takes at most this part of the free memory */
+
 static uint32_t window_next(struct vma *vma, uint64_t addr, uint64_t max)
 {
 	uint32_t w = 1;
@@ -129,10 +132,30 @@ static uint32_t window_next(struct vma *vma, uint64_t addr, uint64_t max)
 	if (vma->flags & VM_RAND_READ)
 		return 1;
 	if (addr == vma->ahead_next && vma->ahead_window)
-		w = (uint32_t)MIN((uint64_t)vma->ahead_window * 2, MAX(max, UINT64_C(1)));
+		w = (uint32_t)MIN((uint64_t)vma->ahead_window * AHEAD_GROWTH,
+				  MAX(max, UINT64_C(1)));
 	else if (vma->flags & VM_SEQ_READ)
 		w = (uint32_t)MIN(UINT64_C(4), MAX(max, UINT64_C(1)));
 	return w;
+}
+
+/* Where a sequence goes on in addresses, it had better in frames, too. */
+static pfn_t ahead_hint(const struct vma *vma, uint64_t addr)
+{
+	return addr == vma->ahead_next && vma->ahead_window ? vma->ahead_pfn : PFN_NONE;
+}
+
+static void ahead_note(struct vma *vma, uint64_t next, uint32_t window, pfn_t pfn)
+{
+	vma->ahead_next = next;
+	vma->ahead_window = window;
+	vma->ahead_pfn = pfn;
+}
+
+static uint64_t most_leaves(const struct virt *v)
+{
+	return MIN(state_tunable(v->state, TUNABLE_FILL_AHEAD_LEAVES),
+		   phys_free_pages(v->phys) / AHEAD_SHARE / ARENA_LEAF_PAGES);
 }
 
 static int fill_leaves(const struct fault *f)
@@ -140,11 +163,12 @@ static int fill_leaves(const struct fault *f)
 	struct vma *vma = f->vma;
 	struct state *s = f->mm->virt->state;
 	uint64_t addr = f->addr & ARENA_LEAF_MASK;
-	uint32_t n = window_next(vma, addr, state_tunable(s, TUNABLE_FILL_AHEAD_LEAVES)), i;
+	uint32_t n = window_next(vma, addr, most_leaves(f->mm->virt)), i;
 	pfn_t pfn = PFN_NONE;
 	int r;
 
-	r = make_frame(f, addr, true, PFN_NONE, GFP_HOLE_OK | ARENA_GFP_NOWARN, false, &pfn);
+	r = make_frame(f, addr, true, ahead_hint(vma, addr), GFP_HOLE_OK | ARENA_GFP_NOWARN, false,
+		       &pfn);
 	if (r) {
 		if (r == ARENA_E_NO_MEMORY)
 			state_event(s, EV_THP_FAULT_FALLBACK, 1);
@@ -167,8 +191,7 @@ static int fill_leaves(const struct fault *f)
 			break;
 		state_event(s, EV_ARENA_FILL_AHEAD, ARENA_LEAF_PAGES);
 	}
-	vma->ahead_next = addr + i * ARENA_LEAF_SIZE;
-	vma->ahead_window = i;
+	ahead_note(vma, addr + i * ARENA_LEAF_SIZE, i, pfn + ARENA_LEAF_PAGES);
 	return 0;
 }
 
@@ -195,7 +218,7 @@ static int fill_pages(const struct fault *f)
 
 	if (!(vma->flags & (VM_NOHUGEPAGE | VM_RAND_READ)))
 		n = (uint32_t)MAX(max, UINT64_C(1));
-	r = make_frame(f, f->addr, false, PFN_NONE, 0, false, &pfn);
+	r = make_frame(f, f->addr, false, ahead_hint(vma, f->addr), 0, false, &pfn);
 	if (r)
 		return r;
 	end = MIN(vma->end, (f->addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE);
@@ -214,8 +237,7 @@ static int fill_pages(const struct fault *f)
 		filled++;
 	}
 	state_event(s, EV_ARENA_FILL_AHEAD, filled - 1);
-	vma->ahead_next = f->addr + filled * ARENA_PAGE_SIZE;
-	vma->ahead_window = filled;
+	ahead_note(vma, f->addr + filled * ARENA_PAGE_SIZE, filled, pfn + 1);
 	return 0;
 }
 
@@ -258,8 +280,7 @@ static int map_object_leaves(const struct fault *f, pfn_t leaf)
 		    chunk->leaf == PFN_NONE || map_object_leaf(f, addr, chunk->leaf, true))
 			break;
 	}
-	vma->ahead_next = base + i * ARENA_LEAF_SIZE;
-	vma->ahead_window = i;
+	ahead_note(vma, base + i * ARENA_LEAF_SIZE, i, PFN_NONE);
 	return 0;
 }
 

@@ -55,6 +55,7 @@ struct vma {
 	uint32_t record;       /* index of its record in the mm file */
 	uint64_t ahead_next;   /* a fault here continues a sequential pattern */
 	uint32_t ahead_window; /* leaves (or pages) the last such fault installed */
+	pfn_t ahead_pfn;       /* the frame that would continue them */
 };
 RB_HEAD(vma_tree, vma);
 LIST_HEAD(vma_list, vma);
