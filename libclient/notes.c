@@ -77,6 +77,21 @@ int tlb_note_prepare(struct tlb *t, uint64_t page)
 	return r;
 }
 
+static_assert(NOTES_PER_PAGE_LEAVES * ARENA_LEAF_PAGES / 64 * sizeof(struct tlb_note) ==
+		      ARENA_PAGE_SIZE,
+	      "notes of a page");
+
+void tlb_notes_expect(const struct tlb *t, uint64_t first, uint64_t n)
+{
+	const uint64_t per_page = NOTES_PER_PAGE_LEAVES * ARENA_LEAF_PAGES;
+	uint64_t chunk_end = ALIGN_DOWN(first, NOTE_CHUNK_NOTES * 64) + NOTE_CHUNK_NOTES * 64;
+	uint64_t from = ALIGN_UP(first, per_page),
+		 to = MIN(ALIGN_UP(first + n, per_page), chunk_end);
+
+	if (from < to && is_ready(t, from / 64 / NOTE_CHUNK_NOTES))
+		os_populate(&t->notes[from / 64], (to - from) / 64 * sizeof(struct tlb_note));
+}
+
 /* The note of a page, NULL if its chunk has no memory or it lies outside. */
 static struct tlb_note *note_of(const struct tlb *t, uint64_t page)
 {

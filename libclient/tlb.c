@@ -201,14 +201,27 @@ static int refill_entry(struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 	return map_run(t, run);
 }
 
-int tlb_refill(struct tlb *t, uint64_t addr, unsigned access)
+int tlb_refill(struct tlb *t, uint64_t addr, unsigned access, struct tlb_span *holes)
 {
 	struct tlb_walk w;
 	struct tlb_run run;
+	int r;
 
 	if (!tlb_walk(t, addr, &w) || !tlb_permits(w.pte, access))
 		return TLB_MISS;
-	return refill_entry(t, addr, &w, &run);
+	r = refill_entry(t, addr, &w, &run);
+	if (r == 0 && holes && tlb_is_writable_hole(w.pte)) {
+		holes->start = ALIGN_DOWN(addr, ARENA_LEAF_SIZE);
+		holes->end = run.end;
+	}
+	return r;
+}
+
+void tlb_back_holes(struct tlb_span holes)
+{
+	/* One leaf is as cheap by its own fault. */
+	if (holes.end - holes.start > ARENA_LEAF_SIZE)
+		os_populate(pointer(holes.start), holes.end - holes.start);
 }
 
 /* One step of an eager refill: where to go on. */

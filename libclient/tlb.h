@@ -45,6 +45,7 @@ struct tlb_note {
 #define NOTE_CHUNK_SHIFT 30
 #define NOTE_CHUNK_NOTES ((UINT64_C(1) << NOTE_CHUNK_SHIFT) / ARENA_PAGE_SIZE / 64)
 #define NOTE_CHUNKS_MAX (WINDOW_SIZE_MAX >> NOTE_CHUNK_SHIFT)
+#define NOTES_PER_PAGE_LEAVES 16 /* leaves whose notes fill a page */
 
 #define SLOTS_PER_CHUNK 64u
 
@@ -88,7 +89,18 @@ struct tlb_run {
 	bool joins_left, joins_right; /* the kernel will merge it with its neighbour */
 };
 
-#define TLB_LEAF_RUN 128u
+#define TLB_LEAF_RUN 256u
+/*
+ * Of leaves that the host still has to back, so many: they are brought in with one call after the
+ * lock is let go, instead of with a fault of the host's for each, which costs much more where
+ * page tables are shadowed by a hypervisor. The host zeroes 2 MiB for each, so not too many.
+ */
+#define TLB_HOLE_RUN 16u
+
+static inline bool tlb_is_writable_hole(uint64_t pte)
+{
+	return (pte & (ARENA_PTE_HOLE | ARENA_PTE_WRITE)) == (ARENA_PTE_HOLE | ARENA_PTE_WRITE);
+}
 
 /* The entry of `addr`, which lies in the window. True if a mappable entry is present. */
 bool tlb_walk(const struct tlb *t, uint64_t addr, struct tlb_walk *w);
@@ -103,6 +115,8 @@ int tlb_notes_init(struct tlb *t); /* after base and size are set */
 void tlb_notes_exit(struct tlb *t);
 void tlb_notes_forget(struct tlb *t);
 int tlb_note_prepare(struct tlb *t, uint64_t page); /* memory for the notes of its GiB */
+/* The notes of these pages will be written soon: bring them in with one call. Only a hint. */
+void tlb_notes_expect(const struct tlb *t, uint64_t first, uint64_t n);
 /* [first, first + n) lies in one prepared GiB. `prot`: PROT_WRITE, PROT_EXEC count. */
 void tlb_note_mapped(struct tlb *t, uint64_t first, uint64_t n, unsigned prot, bool joins_left,
 		     bool joins_right);
@@ -137,8 +151,21 @@ enum tlb_result {
 	TLB_MISS = 1, /* the entry is absent or forbids it: the daemon's business */
 };
 
-/* Under the lock: map what `addr` needs. enum tlb_result, or -errno if it cannot be mapped. */
-int tlb_refill(struct tlb *t, uint64_t addr, unsigned access);
+/* Addresses; empty: start == end. */
+struct tlb_span {
+	uint64_t start, end;
+};
+
+/*
+ * Under the lock: map what `addr` needs. enum tlb_result, or -errno if it cannot be mapped.
+ * *holes (may be NULL): leaves that the host does not back yet, from addr's on; see tlb_back_holes().
+ */
+int tlb_refill(struct tlb *t, uint64_t addr, unsigned access, struct tlb_span *holes);
+/*
+ * Without the lock, for threads may fill different holes at once: have the host back them. By now
+ * they may be unmapped, which fails, or map something else, which it does no harm.
+ */
+void tlb_back_holes(struct tlb_span holes);
 /* Takes the lock by itself: map all of the range that is present and permits `access`. */
 void tlb_refill_range(struct tlb *t, uint64_t start, uint64_t end, unsigned access);
 /* Under the lock: unmap the window. */

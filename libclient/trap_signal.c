@@ -63,12 +63,14 @@ static int ask_daemon(struct arena *a, uint64_t addr, unsigned access, struct fa
 int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused)
 {
 	for (int i = 0; i < MAX_TRIES; i++) {
+		struct tlb_span holes = {0};
 		int r;
 
 		tlb_lock(&a->tlb, true);
-		r = tlb_refill(&a->tlb, addr, access);
+		r = tlb_refill(&a->tlb, addr, access, &holes);
 		tlb_unlock(&a->tlb, 0, true);
 		if (r == TLB_DONE) {
+			tlb_back_holes(holes);
 			if (i == 0)
 				__atomic_fetch_add(&a->tlb.channel->refills, 1, __ATOMIC_RELAXED);
 			return 0;

@@ -97,10 +97,17 @@ static bool continues(const struct extension *x, int index, uint64_t *pte, bool 
 	return !*joins;
 }
 
+static unsigned run_limit(const struct tlb_walk *w)
+{
+	if (!w->level)
+		return ARENA_PTRS_PER_TABLE;
+	return tlb_is_writable_hole(w->pte) ? TLB_HOLE_RUN : TLB_LEAF_RUN;
+}
+
 void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, struct tlb_run *run)
 {
 	unsigned shift = ARENA_PAGE_SHIFT + 9 * w->level;
-	unsigned limit = w->level ? TLB_LEAF_RUN : ARENA_PTRS_PER_TABLE;
+	unsigned limit = run_limit(w);
 	uint64_t table_start = ALIGN_DOWN(addr, UINT64_C(1) << (shift + 9));
 	struct extension x = {t, w, (table_start - t->base) >> ARENA_PAGE_SHIFT};
 	int first = (int)w->index, next = first + 1;
@@ -110,6 +117,10 @@ void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 	run->nr_ahead = !!(w->pte & ARENA_PTE_AHEAD);
 	run->joins_left = run->joins_right = false;
 	while ((unsigned)(next - first) < limit && continues(&x, next, &pte, &run->joins_right)) {
+		/* So many in a row are hardly the last: spare their notes a fault for each page. */
+		if (w->level && next - first == NOTES_PER_PAGE_LEAVES)
+			tlb_notes_expect(t, x.table_page + (uint64_t)next * ARENA_LEAF_PAGES,
+					 (limit - NOTES_PER_PAGE_LEAVES) * ARENA_LEAF_PAGES);
 		run->nr_ahead += !!(pte & ARENA_PTE_AHEAD);
 		next++;
 	}

@@ -261,7 +261,8 @@ static void model_run(unsigned page, unsigned *first, unsigned *end)
 {
 	unsigned unit = f->leaf[page] ? ARENA_LEAF_PAGES : 1;
 	unsigned table = f->leaf[page] ? 512 * ARENA_LEAF_PAGES : ARENA_LEAF_PAGES;
-	unsigned limit = f->leaf[page] ? TLB_LEAF_RUN * ARENA_LEAF_PAGES : ARENA_LEAF_PAGES;
+	unsigned most = tlb_is_writable_hole(f->pte[page]) ? TLB_HOLE_RUN : TLB_LEAF_RUN;
+	unsigned limit = f->leaf[page] ? most * ARENA_LEAF_PAGES : ARENA_LEAF_PAGES;
 	unsigned shift = FIRST_LEAF * ARENA_LEAF_PAGES; /* region page 0 in the window */
 
 	*first = page / unit * unit;
@@ -399,12 +400,12 @@ static void bad_tables_are_not_followed(void **state)
 	set_page(0, 0);
 	table_of(addr, 2)[arena_table_index(addr, 2)] = entry(0, ARENA_PTE_HUGE | ARENA_PTE_READ);
 	assert_false(tlb_walk(&f->tlb, addr, &w));
-	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ), TLB_MISS);
+	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ, NULL), TLB_MISS);
 	/* A slot without a descriptor. */
 	table_of(addr, 2)[arena_table_index(addr, 2)] = 0;
 	set_leaf(0,
 		 entry(0, ARENA_PTE_HUGE | ARENA_PTE_READ | UINT64_C(9) << ARENA_PTE_SLOT_SHIFT));
-	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ), -EBADF);
+	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ, NULL), -EBADF);
 }
 
 /* ---- refill and flush ---- */
@@ -418,7 +419,7 @@ static void random_refill(void)
 	int r;
 
 	mask = tlb_lock(&f->tlb, false);
-	r = tlb_refill(&f->tlb, address_of(page), access);
+	r = tlb_refill(&f->tlb, address_of(page), access, NULL);
 	tlb_unlock(&f->tlb, mask, false);
 	if (!f->pte[page] || !tlb_permits(f->pte[page], access)) {
 		assert_int_equal(r, TLB_MISS);
@@ -515,7 +516,7 @@ static void flush_does_not_need_the_old_table(void **state)
 
 	(void)state;
 	set_page(0, entry(5, ARENA_PTE_READ | ARENA_PTE_WRITE));
-	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ, NULL), TLB_DONE);
 	f->mapped[0] = f->writable[0] = true;
 	check_page(0);
 	pmd = table_of(addr, 1);
@@ -525,7 +526,7 @@ static void flush_does_not_need_the_old_table(void **state)
 	flush_now();
 	f->mapped[0] = f->writable[0] = false;
 	check_page(0);
-	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, addr, PROT_READ, NULL), TLB_DONE);
 	f->mapped[0] = f->writable[0] = true;
 	check_page(0);
 }
@@ -539,8 +540,8 @@ static void overtaken_ring_drops_everything(void **state)
 			f->tlb.bits[1].accessed[0] = 1;
 	set_leaf(0, entry(0, ARENA_PTE_HUGE | ARENA_PTE_READ));
 	set_leaf(40, entry(512, ARENA_PTE_HUGE | ARENA_PTE_READ));
-	assert_int_equal(tlb_refill(&f->tlb, address_of(0), PROT_READ), TLB_DONE);
-	assert_int_equal(tlb_refill(&f->tlb, address_of(40 * 512), PROT_READ), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, address_of(0), PROT_READ, NULL), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, address_of(40 * 512), PROT_READ, NULL), TLB_DONE);
 	assert_true(tlb_note_is_mapped(&f->tlb, window_page(0)));
 	/* As many as the ring can tell apart for certain: each is applied by itself. */
 	for (uint64_t seq = 1; seq <= ARENA_FLUSH_ENTRIES - 1; seq++)
@@ -563,7 +564,7 @@ static void flush_all_and_unknown_operations(void **state)
 	(void)state;
 	for (uint32_t op = ARENA_FLUSH_ALL; op <= ARENA_FLUSH_ALL + 1; op++) {
 		set_leaf(0, entry(0, ARENA_PTE_HUGE | ARENA_PTE_READ));
-		assert_int_equal(tlb_refill(&f->tlb, address_of(0), PROT_READ), TLB_DONE);
+		assert_int_equal(tlb_refill(&f->tlb, address_of(0), PROT_READ, NULL), TLB_DONE);
 		assert_int_not_equal(kernel_maps(), 1);
 		post(f->tlb.channel->flush_head + 1, 0, 0, op);
 		flush_now();
@@ -586,8 +587,8 @@ static void accessed_and_dirty_bits(void **state)
 	set_page(512 + 200, entry(7, ARENA_PTE_READ));
 	assert_true(tlb_walk(&f->tlb, addr + 65 * 4096, &w));
 	table = w.table;
-	assert_int_equal(tlb_refill(&f->tlb, addr + 65 * 4096, PROT_READ), TLB_DONE);
-	assert_int_equal(tlb_refill(&f->tlb, addr + 200 * 4096, PROT_READ), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, addr + 65 * 4096, PROT_READ, NULL), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, addr + 200 * 4096, PROT_READ, NULL), TLB_DONE);
 	assert_true(f->tlb.bits[table].accessed[0] == UINT64_C(0xf) << 60);
 	assert_true(f->tlb.bits[table].accessed[1] == 0x3f);
 	assert_true(f->tlb.bits[table].accessed[3] == 1 << 8);
@@ -608,7 +609,7 @@ static void mappings_are_counted_and_evicted(void **state)
 	for (unsigned i = 0; i < ARENA_LEAF_PAGES; i += 2) {
 		uint64_t word;
 
-		assert_int_equal(tlb_refill(&f->tlb, address_of(i), PROT_READ), TLB_DONE);
+		assert_int_equal(tlb_refill(&f->tlb, address_of(i), PROT_READ, NULL), TLB_DONE);
 		memcpy(&word, (void *)(uintptr_t)address_of(i), sizeof(word));
 		assert_true(word == (i * 37) % ARENA_FRAMES);
 		assert_true(kernel_maps() <= 60);
@@ -622,14 +623,14 @@ static void neighbours_join(void **state)
 	(void)state;
 	for (unsigned i = 0; i < 100; i++)
 		set_page(i, entry(i, ARENA_PTE_READ | ARENA_PTE_WRITE));
-	assert_int_equal(tlb_refill(&f->tlb, address_of(50), PROT_WRITE), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, address_of(50), PROT_WRITE, NULL), TLB_DONE);
 	assert_int_equal(kernel_maps(), 3);
 	assert_int_equal(tlb_nr_maps(&f->tlb), 3);
 	post(1, address_of(20), address_of(30), ARENA_FLUSH_UNMAP);
 	flush_now();
 	assert_int_equal(kernel_maps(), 5);
 	assert_int_equal(tlb_nr_maps(&f->tlb), 5);
-	assert_int_equal(tlb_refill(&f->tlb, address_of(25), PROT_WRITE), TLB_DONE);
+	assert_int_equal(tlb_refill(&f->tlb, address_of(25), PROT_WRITE, NULL), TLB_DONE);
 	assert_int_equal(kernel_maps(), 3);
 	assert_int_equal(tlb_nr_maps(&f->tlb), 3);
 }
@@ -654,6 +655,92 @@ static void ranges_are_refilled_eagerly(void **state)
 		check_page(i);
 }
 
+/* ---- leaves that are holes ---- */
+
+#define HOLES_SLOT UINT64_C(7)
+#define FIRST_HOLE (NR_LEAVES / 2) /* the first of the second GiB, so all are in one table */
+#define NR_HOLES (NR_LEAVES / 2)
+
+static int map_holes(uint64_t bits)
+{
+	int fd = os_memfd("holes", NR_HOLES * ARENA_LEAF_SIZE);
+
+	assert_int_equal(tlb_slot_set(&f->tlb, HOLES_SLOT, fd), 0);
+	for (unsigned i = 0; i < NR_HOLES; i++)
+		set_leaf(FIRST_HOLE + i, entry((uint64_t)i * ARENA_LEAF_PAGES,
+					       bits | ARENA_PTE_HUGE | ARENA_PTE_HOLE |
+						       (HOLES_SLOT << ARENA_PTE_SLOT_SHIFT)));
+	return fd;
+}
+
+static uint64_t leaves_backed(int fd)
+{
+	uint64_t bytes = 0;
+
+	assert_int_equal(os_file_backed(fd, &bytes), 0);
+	return bytes / ARENA_LEAF_SIZE;
+}
+
+static struct tlb_span refill_hole(unsigned leaf, unsigned access)
+{
+	struct tlb_span holes = {0};
+	uint64_t mask = tlb_lock(&f->tlb, false);
+
+	assert_int_equal(
+		tlb_refill(&f->tlb, address_of(leaf * ARENA_LEAF_PAGES) + 5000, access, &holes),
+		TLB_DONE);
+	tlb_unlock(&f->tlb, mask, false);
+	return holes;
+}
+
+/* So many from the address on: not all that could be mapped, and not what lies before it. */
+static void holes_are_backed_in_bounded_runs(void **state)
+{
+	unsigned leaf = FIRST_HOLE + 2;
+	int fd = map_holes(ARENA_PTE_READ | ARENA_PTE_WRITE);
+	struct tlb_span holes;
+
+	(void)state;
+	holes = refill_hole(leaf, PROT_WRITE);
+	assert_true(holes.start == address_of(leaf * ARENA_LEAF_PAGES));
+	assert_true(holes.end == holes.start + TLB_HOLE_RUN * ARENA_LEAF_SIZE);
+	assert_int_equal(leaves_backed(fd), 0);
+	tlb_back_holes(holes);
+	assert_int_equal(leaves_backed(fd), TLB_HOLE_RUN);
+	holes = refill_hole(leaf - 1, PROT_READ);
+	assert_true(holes.end - holes.start == ARENA_LEAF_SIZE);
+	tlb_back_holes(holes); /* nothing to save with one */
+	assert_int_equal(leaves_backed(fd), TLB_HOLE_RUN);
+	holes = refill_hole(leaf + TLB_HOLE_RUN, PROT_WRITE);
+	assert_true(holes.end == address_of(NR_PAGES));
+}
+
+static void holes_that_are_gone_meanwhile(void **state)
+{
+	int fd = map_holes(ARENA_PTE_READ | ARENA_PTE_WRITE);
+	struct tlb_span holes = refill_hole(FIRST_HOLE, PROT_WRITE);
+
+	(void)state;
+	post(1, holes.start, holes.end, ARENA_FLUSH_UNMAP);
+	flush_now();
+	tlb_back_holes(holes);
+	assert_int_equal(leaves_backed(fd), 0);
+	check_page(FIRST_HOLE * ARENA_LEAF_PAGES);
+	check_notes();
+}
+
+static void holes_not_to_be_written_are_left_alone(void **state)
+{
+	int fd = map_holes(ARENA_PTE_READ);
+	struct tlb_span holes = refill_hole(FIRST_HOLE, PROT_READ);
+
+	(void)state;
+	assert_true(holes.start == holes.end);
+	tlb_back_holes(holes);
+	assert_int_equal(leaves_backed(fd), 0);
+	assert_true(tlb_note_is_mapped(&f->tlb, window_page(NR_PAGES - 1)));
+}
+
 #define TLB_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -670,6 +757,9 @@ int main(void)
 		TLB_TEST(mappings_are_counted_and_evicted),
 		TLB_TEST(neighbours_join),
 		TLB_TEST(ranges_are_refilled_eagerly),
+		TLB_TEST(holes_are_backed_in_bounded_runs),
+		TLB_TEST(holes_that_are_gone_meanwhile),
+		TLB_TEST(holes_not_to_be_written_are_left_alone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
