@@ -6,6 +6,7 @@
  * twice; so it packs into a ProtobufCBuffer that knows its size.
  * Its unpacker asks the allocator for the message, its strings and its unknown fields; with the
  * bump allocator the cost of a message is bounded by the caller's buffer.
+ * The messages of most calls are a few numbers; numbers.c has a short way for them.
  */
 #include "proto/frame.h"
 
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "proto/numbers.h"
 
 #define FRAME_ARENA_ALIGN 16
 
@@ -65,7 +67,12 @@ static void room_append(ProtobufCBuffer *base, size_t len, const uint8_t *data)
 static int pack(const ProtobufCMessage *message, void *buf, size_t size, size_t *len)
 {
 	struct frame_room room = {.base = {.append = room_append}, .buf = buf, .size = size};
+	ptrdiff_t n = numbers_pack(message, buf, size);
 
+	if (n >= 0) {
+		*len = (size_t)n;
+		return 0;
+	}
 	protobuf_c_message_pack_to_buffer(message, &room.base);
 	if (room.used > size)
 		return -EMSGSIZE;
@@ -87,12 +94,11 @@ static int unpack(const ProtobufCMessageDescriptor *descriptor, const void *buf,
 		  struct frame_arena *fa, ProtobufCMessage **out)
 {
 	ProtobufCAllocator allocator = frame_allocator(fa);
+	size_t used = fa->used;
 
-	if (len == 0) { /* nothing but defaults: the answer to most calls */
-		*out = frame_alloc(fa, descriptor->sizeof_message);
-		if (*out)
-			protobuf_c_message_init(descriptor, *out);
-	} else {
+	*out = numbers_unpack(descriptor, buf, len, &allocator);
+	if (!*out) {
+		fa->used = used;
 		*out = protobuf_c_message_unpack(descriptor, &allocator, len, buf);
 	}
 	return *out ? 0 : -EBADMSG;

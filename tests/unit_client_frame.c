@@ -20,6 +20,7 @@
 #include "base/prng.h"
 #include "base/util.h"
 #include "proto/frame.h"
+#include "proto/numbers.h"
 
 static unsigned open_descriptors(void)
 {
@@ -175,6 +176,180 @@ static void noise_is_refused_or_harmless(void **state)
 	assert_true(good > 0 && bad > 0);
 }
 
+/* ---- the short way, against the library ---- */
+
+static struct prng prng = {7};
+
+static bool plain(const ProtobufCFieldDescriptor *f)
+{
+	const ProtobufCMessageDescriptor *d = f->descriptor;
+
+	for (unsigned i = 0; i < d->n_fields; i++)
+		if (d->fields[i].type == PROTOBUF_C_TYPE_STRING ||
+		    d->fields[i].type == PROTOBUF_C_TYPE_BYTES ||
+		    d->fields[i].type == PROTOBUF_C_TYPE_BOOL)
+			return false;
+	return true;
+}
+
+static uint64_t any_number(void)
+{
+	static const uint64_t edges[] = {0,
+					 1,
+					 127,
+					 128,
+					 INT32_MAX,
+					 UINT32_MAX,
+					 UINT32_MAX + UINT64_C(1),
+					 INT64_MAX,
+					 UINT64_MAX,
+					 UINT64_C(1) << 63};
+
+	return prng_below(&prng, 3) ? prng_next(&prng) >> prng_below(&prng, 64)
+				    : edges[prng_below(&prng, ARRAY_SIZE(edges))];
+}
+
+static void any_numbers(const ProtobufCMessageDescriptor *d, void *message)
+{
+	for (unsigned i = 0; i < d->n_fields; i++) {
+		const ProtobufCFieldDescriptor *f = &d->fields[i];
+		void *p = (char *)message + f->offset;
+
+		if (f->type == PROTOBUF_C_TYPE_UINT32 || f->type == PROTOBUF_C_TYPE_INT32)
+			*(uint32_t *)p = (uint32_t)any_number();
+		else if (f->type == PROTOBUF_C_TYPE_UINT64 || f->type == PROTOBUF_C_TYPE_INT64)
+			*(uint64_t *)p = any_number();
+	}
+}
+
+/* A Request or Reply with this field of its oneof. */
+static size_t any_message(const ProtobufCMessageDescriptor *d, const ProtobufCFieldDescriptor *f,
+			  uint8_t *bytes, bool *short_way)
+{
+	_Alignas(16) char outer[256], inner[256];
+	ProtobufCMessage *message = (void *)outer;
+	uint8_t fast[256];
+	ptrdiff_t n;
+	size_t len;
+
+	protobuf_c_message_init(d, outer);
+	any_numbers(d, outer);
+	if (f) {
+		protobuf_c_message_init(f->descriptor, inner);
+		any_numbers(f->descriptor, inner);
+		*(unsigned *)(void *)(outer + f->quantifier_offset) = f->id;
+		*(void **)(void *)(outer + f->offset) = inner;
+	}
+	len = protobuf_c_message_pack(message, bytes);
+	assert_true(len <= sizeof(fast));
+	n = numbers_pack(message, fast, sizeof(fast));
+	*short_way = n >= 0;
+	if (n >= 0) {
+		assert_int_equal(n, len);
+		assert_memory_equal(fast, bytes, len);
+	}
+	/* In a tight place it declines or fits, and never goes beyond. */
+	for (size_t size = 0; size < sizeof(fast); size += 1 + prng_below(&prng, 20)) {
+		memset(fast, 0x5a, sizeof(fast));
+		n = numbers_pack(message, fast, size);
+		assert_true(n == -1 || ((size_t)n == len && len <= size));
+		for (size_t i = size; i < sizeof(fast); i++)
+			assert_int_equal(fast[i], 0x5a);
+	}
+	return len;
+}
+
+/* What the short way reads the library reads as well, and as the same. */
+static bool read_both(const ProtobufCMessageDescriptor *d, const uint8_t *bytes, size_t len)
+{
+	_Alignas(16) char memory[2][2048];
+	struct frame_arena fa[2] = {{memory[0], 2048, 0}, {memory[1], 2048, 0}};
+	ProtobufCAllocator allocator[2] = {frame_allocator(&fa[0]), frame_allocator(&fa[1])};
+	ProtobufCMessage *got = numbers_unpack(d, bytes, len, &allocator[0]), *want;
+	uint8_t again[2][512];
+	size_t n;
+
+	if (!got)
+		return false;
+	want = protobuf_c_message_unpack(d, &allocator[1], len, bytes);
+	assert_non_null(want);
+	n = protobuf_c_message_get_packed_size(want);
+	assert_true(n <= sizeof(again[0]));
+	assert_int_equal(protobuf_c_message_get_packed_size(got), n);
+	protobuf_c_message_pack(want, again[0]);
+	protobuf_c_message_pack(got, again[1]);
+	assert_memory_equal(again[0], again[1], n);
+	return true;
+}
+
+static void the_short_way_is_the_librarys(void **state)
+{
+	static const ProtobufCMessageDescriptor *const kinds[] = {&arena__request__descriptor,
+								  &arena__reply__descriptor};
+	unsigned read = 0, negative = 0;
+
+	(void)state;
+	for (unsigned round = 0; round < 40000; round++) {
+		const ProtobufCMessageDescriptor *d = kinds[round % 2];
+		const ProtobufCFieldDescriptor *f = &d->fields[prng_below(&prng, d->n_fields)];
+		uint8_t bytes[512];
+		bool short_way;
+		size_t len;
+
+		if (f->type != PROTOBUF_C_TYPE_MESSAGE)
+			f = NULL;
+		len = any_message(d, f, bytes, &short_way);
+		assert_int_equal(short_way, !f || plain(f));
+		if (!short_way)
+			continue;
+		/* It reads what it writes, but for negative numbers of 32 bits. */
+		if (read_both(d, bytes, len))
+			read++;
+		else
+			negative++;
+		for (unsigned i = 0; i < 8 && len; i++) {
+			bytes[prng_below(&prng, len)] = (uint8_t)prng_next(&prng);
+			read_both(d, bytes, prng_below(&prng, 4) ? len : prng_below(&prng, len));
+		}
+	}
+	assert_true(read > 20000 && negative < read / 4);
+}
+
+static void the_short_way_knows_its_limits(void **state)
+{
+	static const struct {
+		size_t len;
+		uint8_t bytes[16];
+		bool read;
+	} cases[] = {
+		{0, {0}, true},
+		{2, {0x22, 0x00}, true},              /* null */
+		{4, {0x22, 0x00, 0x2a, 0x00}, false}, /* null and bye */
+		{4, {0x22, 0x00, 0x22, 0x00}, false}, /* null twice */
+		{2, {0x22, 0x01}, false},             /* too long */
+		{3, {0x22, 0x80, 0x00}, true},        /* a length of two bytes */
+		{7, {0x22, 0x80, 0x80, 0x80, 0x80, 0x80, 0}, false},
+		{3, {0x08, 0x01, 0x32}, false},       /* ends in a tag's middle */
+		{2, {0x08, 0x05}, true},              /* id */
+		{4, {0x08, 0x05, 0x08, 0x06}, true},  /* twice: the last one counts */
+		{2, {0x0a, 0x00}, false},             /* id as bytes */
+		{2, {0x20, 0x00}, false},             /* null as a number */
+		{3, {0xf8, 0x01, 0x01}, false},       /* field 31 */
+		{4, {0x32, 0x02, 0x28, 0x01}, false}, /* field 5 of a fault */
+		{4, {0x32, 0x02, 0x10, 0x01}, true},
+		{8, {0x32, 0x06, 0x10, 0x80, 0x80, 0x80, 0x80, 0x20}, false}, /* 33 bits for 32 */
+		{4, {0x12, 0x02, 0x08, 0x01}, true},       /* hello, without its strings */
+		{5, {0x12, 0x03, 0x1a, 0x01, 'x'}, false}, /* hello, with one */
+		{4, {0x88, 0x80, 0x00, 0x01}, false},      /* a tag of three bytes */
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_SIZE(cases); i++)
+		assert_int_equal(
+			read_both(&arena__request__descriptor, cases[i].bytes, cases[i].len),
+			cases[i].read);
+}
+
 static void descriptors_travel(void **state)
 {
 	int sv[2], send_fds[2], got[4] = {-1, -1, -1, -1};
@@ -324,6 +499,8 @@ int main(void)
 		cmocka_unit_test(memory_runs_out_cleanly),
 		cmocka_unit_test(allocations_are_aligned),
 		cmocka_unit_test(noise_is_refused_or_harmless),
+		cmocka_unit_test(the_short_way_is_the_librarys),
+		cmocka_unit_test(the_short_way_knows_its_limits),
 		cmocka_unit_test(descriptors_travel),
 		cmocka_unit_test(surplus_descriptors_are_closed),
 		cmocka_unit_test(lengths_are_checked),
