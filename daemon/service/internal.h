@@ -286,7 +286,8 @@ struct service {
 	unsigned skipped;   /* calls since one was polled for though it was not worth it */
 	bool in_vain;       /* the last poll ended without a call */
 	bool slept;         /* since the last call */
-	bool flush_soon;    /* the flush timer runs with its short delay */
+	bool flush_running; /* the flush timer runs; asking libevent is dearer */
+	bool flush_soon;    /* with its short delay */
 	uint64_t uses;      /* clock of snapshots */
 	struct {
 		uint64_t since;

@@ -40,9 +40,10 @@
 
 #define EVENTS_EVERY_CALLS 64
 #define EVENTS_EVERY_NS (100 * NSEC_PER_USEC)
-#define GAP_IN_VAIN 4    /* a poll in vain counts as so many budgets */
-#define PROBE_EVERY 16   /* of so many calls one is polled for, though it is not worth it */
-#define QUIET_BUDGETS 10 /* a channel quiet for so many budgets is not polled */
+#define GAP_IN_VAIN 4     /* a poll in vain counts as so many budgets */
+#define PROBE_EVERY 16    /* of so many calls one is polled for, though it is not worth it */
+#define LOOKS_PER_CLOCK 8 /* reading the clock takes longer than looking for a call */
+#define QUIET_BUDGETS 10  /* a channel quiet for so many budgets is not polled */
 #define FLUSH_SOON_USECS 5000
 #define FLUSH_LATE_USECS 50000
 #define FLUSH_ASK_LIMIT 2
@@ -73,6 +74,16 @@ void service_stop_polling(struct service *s, struct peer *p)
 	store_relaxed(poll_word(p), 0);
 }
 
+static bool polled_pending(const struct service *s)
+{
+	const struct peer *p;
+
+	TAILQ_FOREACH(p, &s->polled, polled_link)
+		if (channel_pending(p))
+			return true;
+	return false;
+}
+
 /* From here on every polled client rings; true if one set its bit before it could know. */
 static bool call_came_while_leaving(struct service *s)
 {
@@ -82,10 +93,7 @@ static bool call_came_while_leaving(struct service *s)
 		store_relaxed(poll_word(p), 0);
 	/* Pairs with the client's: set the bit, then read daemon_poll. */
 	fence_full();
-	TAILQ_FOREACH(p, &s->polled, polled_link)
-		if (channel_pending(p))
-			return true;
-	return false;
+	return polled_pending(s);
 }
 
 static void resume_polling(struct service *s)
@@ -192,7 +200,8 @@ static void poll_channels(struct service *s)
 				s->in_vain = s->budget;
 				return;
 			}
-			relax_cpu();
+			for (int i = 0; i < LOOKS_PER_CLOCK && !polled_pending(s); i++)
+				relax_cpu();
 			now = clock_now();
 		}
 		if (calls < EVENTS_EVERY_CALLS && now - looked < EVENTS_EVERY_NS)
@@ -212,6 +221,7 @@ static void flush_timer_cb(evutil_socket_t fd, short what, void *data)
 	struct peer *p;
 
 	(void)fd, (void)what;
+	s->flush_running = false;
 	LIST_FOREACH(p, &s->peers, link) {
 		if (!p->mm || !mm_flush_pending(p->mm) || p->flush_asked >= FLUSH_ASK_LIMIT)
 			continue;
@@ -257,7 +267,6 @@ static long want_acknowledgements(struct service *s)
 static void ask_for_flushes(struct service *s)
 {
 	struct virt *v = s->machine->virt;
-	bool running = evtimer_pending(s->flush_timer, NULL);
 	struct timeval tv = {0};
 	bool soon;
 
@@ -268,10 +277,12 @@ static void ask_for_flushes(struct service *s)
 		virt_flush_collect(v);
 	}
 	soon = tv.tv_usec == FLUSH_SOON_USECS;
-	if (!tv.tv_usec)
+	if (tv.tv_usec && (!s->flush_running || (soon && !s->flush_soon))) {
+		s->flush_running = evtimer_add(s->flush_timer, &tv) == 0;
+	} else if (!tv.tv_usec && s->flush_running) {
 		evtimer_del(s->flush_timer);
-	else if (!running || (soon && !s->flush_soon))
-		evtimer_add(s->flush_timer, &tv);
+		s->flush_running = false;
+	}
 	s->flush_soon = soon;
 }
 
