@@ -134,6 +134,35 @@ static void test_pressure(void **state)
 	end();
 }
 
+/* How badly more is wanted follows the pool: 16 leaves, of which a quarter has to be left. */
+static void test_need(void **state)
+{
+	pfn_t taken[16];
+	unsigned n;
+
+	(void)state;
+	start(256 * MIB, 32 * MIB);
+	assert_int_equal(kzerod_need(f.phys), KZEROD_NONE);
+	put_page(f.phys, must_alloc(&f, d, GFP_USER_MOVABLE | GFP_HOLE_OK, 9));
+	assert_int_equal(kzerod_need(f.phys), KZEROD_NOW);
+	run_until_idle();
+	assert_int_equal(kzerod_need(f.phys), KZEROD_NONE);
+	for (n = 0; n < 13; n++) {
+		taken[n] = must_alloc(&f, d, GFP_USER_MOVABLE | GFP_READY_ONLY, 9);
+		/* An answer changes nothing. */
+		for (int i = 0; i < 2; i++)
+			assert_int_equal(kzerod_need(f.phys), n < 12 ? KZEROD_LATER : KZEROD_NOW);
+		kzerod_take_back(f.phys);
+		assert_int_equal(phys_zeroed_pages(f.phys, d), (15 - n) * 512);
+	}
+	kzerod_collect(f.phys);
+	run_until_idle();
+	assert_int_equal(phys_zeroed_pages(f.phys, d), 32 * MIB >> 12);
+	while (n)
+		put_page(f.phys, taken[--n]);
+	end();
+}
+
 /* A domain whose blocks are under way ends when they come back; so does the arena. */
 static void test_end_under_way(void **state)
 {
@@ -173,6 +202,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_pool),
+		cmocka_unit_test(test_need),
 		cmocka_unit_test(test_pressure),
 		cmocka_unit_test(test_end_under_way),
 	};

@@ -456,15 +456,69 @@ static void test_attributes(void **state)
 	assert_machine_whole();
 }
 
+static void run_kzerod(void)
+{
+	struct phys *p = machine.phys;
+
+	service->last_call = 0;
+	for (service_settle(service); !kzerod_idle(p); service_settle(service))
+		assert_int_equal(event_base_loop(service->base, EVLOOP_ONCE), 0);
+}
+
+/* In a burst of calls nothing is zeroed ahead, and when it is over, without anybody calling. */
+static void test_kzerod_waits_for_quiet(void **state)
+{
+	struct client *c = client_connect();
+	struct phys *p = machine.phys;
+	uint64_t start, full;
+
+	(void)state;
+	client_attach(c);
+	assert_int_equal(CALL(c, mmap, MMAP, msg_.length = 2 * MIB,
+			      msg_.prot = PROT_READ | PROT_WRITE,
+			      msg_.flags = MAP_PRIVATE | MAP_ANONYMOUS),
+			 0);
+	start = c->reply->address->address;
+	assert_int_equal(CALL(c, fault, FAULT, msg_.address = start, msg_.access = PROT_WRITE), 0);
+	run_kzerod();
+	full = phys_zeroed_pages(p, NULL);
+	assert_true(full >= 4 * MIB / ARENA_PAGE_SIZE);
+	assert_false(service->kzerod_waits);
+	assert_int_equal(CALL(c, mmap, MMAP, msg_.length = 2 * MIB,
+			      msg_.prot = PROT_READ | PROT_WRITE,
+			      msg_.flags = MAP_PRIVATE | MAP_ANONYMOUS),
+			 0);
+	start = c->reply->address->address;
+	service->last_call = clock_now() + NSEC_PER_SEC; /* as if all this took no time */
+	assert_int_equal(CALL(c, fault, FAULT, msg_.address = start, msg_.access = PROT_WRITE), 0);
+	assert_true(phys_zeroed_pages(p, NULL) < full);
+	assert_int_equal(kzerod_need(p), KZEROD_LATER);
+	assert_true(service->kzerod_waits);
+	service->last_call = clock_now() - NSEC_PER_SEC;
+	/* Its timer alone: nobody settles but the loop after the event. */
+	while (phys_zeroed_pages(p, NULL) < full) {
+		assert_int_equal(event_base_loop(service->base, EVLOOP_ONCE), 0);
+		service_settle(service);
+	}
+	assert_true(kzerod_idle(p));
+	client_end(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_table_complete), cmocka_unit_test(test_session),
-		cmocka_unit_test(test_windows),        cmocka_unit_test(test_memory),
-		cmocka_unit_test(test_pages),          cmocka_unit_test(test_segment_names),
-		cmocka_unit_test(test_truncate_waits), cmocka_unit_test(test_truncate_deadline),
-		cmocka_unit_test(test_truncate_death), cmocka_unit_test(test_truncate_mailbox),
+		cmocka_unit_test(test_table_complete),
+		cmocka_unit_test(test_session),
+		cmocka_unit_test(test_windows),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_pages),
+		cmocka_unit_test(test_segment_names),
+		cmocka_unit_test(test_truncate_waits),
+		cmocka_unit_test(test_truncate_deadline),
+		cmocka_unit_test(test_truncate_death),
+		cmocka_unit_test(test_truncate_mailbox),
 		cmocka_unit_test(test_attributes),
+		cmocka_unit_test(test_kzerod_waits_for_quiet),
 	};
 
 	log_set_level(LOG_LEVEL_ERR);

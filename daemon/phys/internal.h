@@ -398,7 +398,5 @@ void kzerod_note(struct domain *d); /* its lists of order >= 9 changed */
 void kzerod_forget(struct domain *d);
 /* Wait for what is under way and put it back, without starting more. */
 void kzerod_wait(struct phys *p);
-/* Put finished blocks back without waiting or starting more. */
-void kzerod_take_back(struct phys *p);
 
 #endif

@@ -8,7 +8,8 @@
  * batch is under way its domain cannot end and its blocks cannot be given to anybody.
  *
  * A domain becomes a candidate when its lists of order >= 9 change, and stops being one when its
- * pool is full or has nothing left to zero; without candidates and batches kzerod sleeps.
+ * pool is full or has nothing left to zero; without candidates and batches kzerod sleeps. When
+ * the next batch is started is the caller's to decide: kzerod_need() says how badly it is wanted.
  */
 #include <string.h>
 
@@ -17,6 +18,8 @@
 #include "base/os.h"
 #include "daemon/phys/internal.h"
 #include "daemon/sync/lock.h"
+
+#define KZ_LOW_PART 4 /* of a pool: below, it is filled without waiting for a quiet moment */
 
 void kzerod_note(struct domain *d)
 {
@@ -206,6 +209,7 @@ void kzerod_take_back(struct phys *p)
 {
 	struct work *w, *next;
 
+	CONTROL_THREAD();
 	if (!p->kz.queue)
 		return;
 	for (w = workqueue_completed(p->kz.queue); w; w = next) {
@@ -227,13 +231,26 @@ void kzerod_wait(struct phys *p)
 	kzerod_take_back(p);
 }
 
+enum kzerod_need kzerod_need(const struct phys *p)
+{
+	const struct domain *d;
+	bool room = false;
+
+	for (unsigned i = 0; i < KZ_BATCHES; i++)
+		room |= !p->kz.batch[i].nr;
+	if (!p->kz.queue || !room || TAILQ_EMPTY(&p->kz.candidates))
+		return KZEROD_NONE;
+	TAILQ_FOREACH(d, &p->kz.candidates, kz_link)
+		if (d->refs && d->zeroed_block_pages < pool_target(p) / KZ_LOW_PART)
+			return KZEROD_NOW;
+	return KZEROD_LATER;
+}
+
 void kzerod_collect(struct phys *p)
 {
-	CONTROL_THREAD();
+	kzerod_take_back(p);
 	if (!p->kz.queue)
 		return;
-	if (workqueue_pending(p->kz.queue))
-		kzerod_take_back(p);
 	if (!TAILQ_EMPTY(&p->kz.candidates))
 		start_batches(p);
 }

@@ -365,6 +365,19 @@ int kzerod_eventfd(const struct phys *p);
 /* Put finished blocks back on the free lists and set the next ones aside. Call when the eventfd is
  * readable, and after allocation or freeing changed the pools (cheap when there is nothing to do). */
 void kzerod_collect(struct phys *p);
+/* Only the first half of it: start nothing. */
+void kzerod_take_back(struct phys *p);
+/*
+ * Should kzerod_collect() be called to start something? While programs fault, better later: the
+ * thread runs at the lowest priority, but on the CPU where it was woken it can still be given a
+ * tick before the program that waits there, and its writes take memory's bandwidth.
+ */
+enum kzerod_need {
+	KZEROD_NONE,  /* there is nothing, or all batches are under way */
+	KZEROD_LATER, /* when it suits */
+	KZEROD_NOW,   /* a pool is down to a quarter */
+};
+enum kzerod_need kzerod_need(const struct phys *p);
 /* Nothing under way and every pool full. */
 bool kzerod_idle(struct phys *p);
 uint64_t kzerod_cpu_time(struct phys *p); /* ns */

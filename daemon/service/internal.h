@@ -269,7 +269,7 @@ struct service {
 	void *attr_ctx;
 	int listen_fd;
 	struct event_base *base;
-	struct event *listen_event, *listen_retry, *kzerod_event, *flush_timer;
+	struct event *listen_event, *listen_retry, *kzerod_event, *kzerod_timer, *flush_timer;
 	struct event *signal_event[3];
 	struct event *watchdog_timer, *supervisor_event;
 	struct peer_list peers;
@@ -286,6 +286,7 @@ struct service {
 	unsigned skipped;   /* calls since one was polled for though it was not worth it */
 	bool in_vain;       /* the last poll ended without a call */
 	bool slept;         /* since the last call */
+	bool kzerod_waits;  /* its timer runs */
 	bool flush_running; /* the flush timer runs; asking libevent is dearer */
 	bool flush_soon;    /* with its short delay */
 	uint64_t uses;      /* clock of snapshots */

@@ -25,7 +25,8 @@
  * Nothing here is periodic: an idle daemon with idle clients does not wake, but for the watchdog's
  * sign of life (keeper.c). Clients that owe an acknowledgement are asked to ring when they give it;
  * their flush threads are woken after 5 ms and again after 50 ms, and then nothing more is done
- * until another flush is posted.
+ * until another flush is posted. kzerod gets its next batch when there was no call for 20 ms, or
+ * when a pool is nearly empty.
  */
 #include "daemon/service/internal.h"
 
@@ -40,10 +41,11 @@
 
 #define EVENTS_EVERY_CALLS 64
 #define EVENTS_EVERY_NS (100 * NSEC_PER_USEC)
-#define GAP_IN_VAIN 4     /* a poll in vain counts as so many budgets */
-#define PROBE_EVERY 16    /* of so many calls one is polled for, though it is not worth it */
-#define LOOKS_PER_CLOCK 8 /* reading the clock takes longer than looking for a call */
-#define QUIET_BUDGETS 10  /* a channel quiet for so many budgets is not polled */
+#define GAP_IN_VAIN 4            /* a poll in vain counts as so many budgets */
+#define PROBE_EVERY 16           /* of so many calls one is polled for, though it is not worth it */
+#define LOOKS_PER_CLOCK 8        /* reading the clock takes longer than looking for a call */
+#define QUIET_BUDGETS 10         /* a channel quiet for so many budgets is not polled */
+#define KZEROD_QUIET_USECS 20000 /* without a call before kzerod gets more to do */
 #define FLUSH_SOON_USECS 5000
 #define FLUSH_LATE_USECS 50000
 #define FLUSH_ASK_LIMIT 2
@@ -286,13 +288,40 @@ static void ask_for_flushes(struct service *s)
 	s->flush_soon = soon;
 }
 
+/* ---- zeroing ahead --------------------------------------------------------------- */
+
+/* In a burst of calls kzerod waits until it is over, unless a pool runs dry. */
+static void tend_kzerod(struct service *s)
+{
+	static const struct timeval quiet = {.tv_usec = KZEROD_QUIET_USECS};
+	struct phys *p = s->machine->phys;
+	enum kzerod_need need;
+
+	kzerod_take_back(p);
+	need = kzerod_need(p);
+	if (need == KZEROD_NONE)
+		return;
+	if (need == KZEROD_NOW || clock_now() >= s->last_call + KZEROD_QUIET_USECS * NSEC_PER_USEC)
+		kzerod_collect(p);
+	else if (!s->kzerod_waits)
+		s->kzerod_waits = evtimer_add(s->kzerod_timer, &quiet) == 0;
+}
+
+static void kzerod_timer_cb(evutil_socket_t fd, short what, void *data)
+{
+	struct service *s = data;
+
+	(void)fd, (void)what;
+	s->kzerod_waits = false; /* service_settle() looks again */
+}
+
 /* ---- the loop -------------------------------------------------------------------- */
 
 void service_settle(struct service *s)
 {
 	virt_flush_collect(s->machine->virt);
 	service_answer_finished(s);
-	kzerod_collect(s->machine->phys);
+	tend_kzerod(s);
 	service_reap(s);
 	/* Whoever asked for it has his answer by now. */
 	if (s->machine->restart)
@@ -353,10 +382,7 @@ void service_stop(struct service *s)
 
 static void kzerod_cb(evutil_socket_t fd, short what, void *data)
 {
-	struct service *s = data;
-
-	(void)fd, (void)what;
-	kzerod_collect(s->machine->phys);
+	(void)fd, (void)what, (void)data; /* service_settle() takes the blocks back */
 }
 
 static void listen_retry_cb(evutil_socket_t fd, short what, void *data)
@@ -390,7 +416,8 @@ static int create_events(struct service *s)
 	if (!s->base)
 		return -ENOMEM;
 	s->flush_timer = evtimer_new(s->base, flush_timer_cb, s);
-	if (!s->flush_timer)
+	s->kzerod_timer = evtimer_new(s->base, kzerod_timer_cb, s);
+	if (!s->flush_timer || !s->kzerod_timer)
 		return -ENOMEM;
 	if (kzerod >= 0) {
 		s->kzerod_event =
@@ -447,6 +474,7 @@ static void free_service(struct service *s)
 	free_event(s->listen_event);
 	service_unwatch_keeper(s);
 	free_event(s->flush_timer);
+	free_event(s->kzerod_timer);
 	free_event(s->kzerod_event);
 	for (size_t i = 0; i < ARRAY_SIZE(s->signal_event); i++)
 		free_event(s->signal_event[i]);
