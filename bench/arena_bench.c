@@ -84,13 +84,13 @@ static const struct argp_option argp_options[] = {
 	{0},
 };
 
-/* Three arenas' worth must fit: the big one, a fresh one beside it, and the kernel's own peer. */
+/* Three arenas' worth must fit: the big one, a fresh one beside it, and the kernel's own peers. */
 static void choose_sizes(struct bench *b)
 {
 	uint64_t available = machine_memory("MemAvailable");
 
 	b->touch_bytes = b->quick ? BENCH_GIB / 16 : BENCH_GIB;
-	while (b->touch_bytes > BENCH_GIB / 16 && b->touch_bytes * 6 > available)
+	while (b->touch_bytes > BENCH_GIB / 16 && b->touch_bytes * 7 > available)
 		b->touch_bytes /= 2;
 	if (!b->quick && b->touch_bytes < BENCH_GIB)
 		say("little memory: first touch of %llu MiB instead of 1 GiB, given per GiB",

@@ -6,6 +6,8 @@
  *   fresh      a daemon just started, zero_pool_kbytes = 0: frames that the host must still back
  *   recycled   the same daemon once more: frames that a dead client left dirty
  *   thp, 4k    anonymous memory of the kernel, MADV_HUGEPAGE and MADV_NOHUGEPAGE
+ *   mapped     a memfd's hugepages, filled by another process and mapped with MAP_POPULATE before
+ *              the time: what no way of getting memory can beat on this machine
  *
  * The time is that of the writes alone: mapping, connecting and ending are outside, for all.
  * A keeper, a client that touched one page and waits, has the domain and its pool live on.
@@ -25,12 +27,23 @@ struct touch {
 	const char *socket; /* NULL: the kernel's memory */
 	uint64_t bytes;
 	int advice; /* 0: none */
+	int fd;     /* of a filled memfd, 0: none */
 };
 
 static void *map_touch(const struct touch *t, struct child_result *r)
 {
 	char *p;
 
+	if (t->fd) {
+		p = mmap(NULL, t->bytes + BENCH_LEAF, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		p = (char *)ALIGN_UP((uintptr_t)p, BENCH_LEAF);
+		p = mmap(p, t->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+			 t->fd, 0);
+		if (p == MAP_FAILED)
+			child_fail(r, "mmap: %s", strerror(errno));
+		return p;
+	}
 	if (t->socket) {
 		p = arena_mmap(child_open(r, t->socket), NULL, t->bytes, PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -62,13 +75,42 @@ static void touch_child(void *arg, struct child_result *r)
 			child_fail(r, "page %" PRIu64 " did not hold what it should", i);
 }
 
-static double touch_once(const char *socket, uint64_t bytes, int advice)
+static double touch_time(struct touch *t)
 {
-	struct touch t = {socket, bytes, advice};
 	struct child_result r;
 
-	child_run(touch_child, &t, &r);
-	return r.value[0] / NSEC_PER_MSEC * ((double)BENCH_GIB / (double)bytes);
+	child_run(touch_child, t, &r);
+	return r.value[0] / NSEC_PER_MSEC * ((double)BENCH_GIB / (double)t->bytes);
+}
+
+static double touch_once(const char *socket, uint64_t bytes, int advice)
+{
+	struct touch t = {.socket = socket, .bytes = bytes, .advice = advice};
+
+	return touch_time(&t);
+}
+
+static void fill_child(void *arg, struct child_result *r)
+{
+	const struct touch *t = arg;
+	char *p = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, 0);
+
+	if (p == MAP_FAILED || madvise(p, t->bytes, MADV_HUGEPAGE) < 0)
+		child_fail(r, "mmap: %s", strerror(errno));
+	memset(p, 0, t->bytes);
+}
+
+static void mapped_runs(const struct bench *b, struct series *out)
+{
+	struct touch t = {.bytes = b->touch_bytes, .fd = memfd_create("bench", MFD_CLOEXEC)};
+	struct child_result r;
+
+	if (t.fd <= 0 || ftruncate(t.fd, (off_t)t.bytes) < 0)
+		die("memfd: %s", strerror(errno));
+	child_run(fill_child, &t, &r);
+	for (unsigned i = 0; i < b->runs; i++)
+		series_add(out, touch_time(&t));
+	close(t.fd);
 }
 
 static void keeper_child(void *arg, struct child_result *r)
@@ -82,7 +124,7 @@ static void keeper_child(void *arg, struct child_result *r)
 
 static void keeper_start(struct child *c, const char *socket)
 {
-	struct touch t = {socket, BENCH_PAGE, 0};
+	struct touch t = {.socket = socket, .bytes = BENCH_PAGE};
 
 	child_start(c, keeper_child, &t);
 	child_wait_ready(c);
@@ -164,6 +206,8 @@ void bench_touch(const struct bench *b)
 	struct series *thp = series_get(SECTION, "kernel_thp", "ms/GiB", "kernel, MADV_HUGEPAGE");
 	struct series *thp_again = series_get(SECTION, "kernel_thp_again", "ms/GiB",
 					      "kernel, MADV_HUGEPAGE, beside not zeroed");
+	struct series *mapped =
+		series_get(SECTION, "mapped_before", "ms/GiB", "mapped before, only the writes");
 	struct series *small = series_get(SECTION, "kernel_4k", "ms/GiB", "kernel, 4 KiB");
 	struct child keeper;
 	struct daemon d;
@@ -180,6 +224,8 @@ void bench_touch(const struct bench *b)
 		series_add(ready, ready_once(&d, b));
 		series_add(thp, touch_once(NULL, b->touch_bytes, MADV_HUGEPAGE));
 	}
+	say("touch: mapped before");
+	mapped_runs(b, mapped);
 	for (unsigned i = 0; i < b->runs; i++) {
 		say("touch: not ready and kernel, run %u of %u", i + 1, b->runs);
 		unready_once(b, fresh, recycled);
