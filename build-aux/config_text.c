@@ -98,11 +98,6 @@ static void show_ZERO_POOL(struct shown *s, const void *field)
 	show_SIZE(s, &size);
 }
 
-static void show_WATCHDOG(struct shown *s, const void *field)
-{
-	snprintf(s->text, sizeof(s->text), "%u", *(const uint32_t *)field);
-}
-
 static void show_NODES(struct shown *s, const void *field)
 {
 	snprintf(s->text, sizeof(s->text), "%u", *(const uint32_t *)field);

@@ -13,9 +13,8 @@
  * generated are walked directly. What is not plain is declined, never guessed: unknown fields,
  * wrong types, numbers that do not fit, a second inner message, lengths that do not match.
  *
- * Relies on how arena.proto is numbered: fields of a message count from 1 without a gap, so that
- * field n is fields[n - 1] (checked for each), and all are below 2048, so that a tag has two bytes at
- * most.
+ * Relies on how Request and Reply are numbered (a test looks): numbers first, then the cases of
+ * their one oneof. A field n that is not fields[n - 1], because there is a gap before it, is declined.
  */
 #include "proto/numbers.h"
 

@@ -299,7 +299,9 @@ static void the_short_way_is_the_librarys(void **state)
 		if (f->type != PROTOBUF_C_TYPE_MESSAGE)
 			f = NULL;
 		len = any_message(d, f, bytes, &short_way);
-		assert_int_equal(short_way, !f || plain(f));
+		/* Of what is numbered without a gap. */
+		assert_int_equal(short_way,
+				 !f || (plain(f) && f->id - 1 == (size_t)(f - d->fields)));
 		if (!short_way)
 			continue;
 		/* It reads what it writes, but for negative numbers of 32 bits. */
@@ -313,6 +315,31 @@ static void the_short_way_is_the_librarys(void **state)
 		}
 	}
 	assert_true(read > 20000 && negative < read / 4);
+}
+
+/* What numbers.c relies on: numbers first, then one oneof to the end. */
+static void messages_are_numbered_as_the_short_way_wants(void **state)
+{
+	static const ProtobufCMessageDescriptor *const kinds[] = {&arena__request__descriptor,
+								  &arena__reply__descriptor};
+
+	(void)state;
+	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+		const ProtobufCMessageDescriptor *d = kinds[k];
+		const ProtobufCFieldDescriptor *last = &d->fields[d->n_fields - 1];
+		bool cases = false;
+
+		assert_int_equal(last->flags, PROTOBUF_C_FIELD_FLAG_ONEOF);
+		for (unsigned i = 0; i < d->n_fields; i++) {
+			const ProtobufCFieldDescriptor *f = &d->fields[i];
+
+			cases |= f->flags == PROTOBUF_C_FIELD_FLAG_ONEOF;
+			assert_int_equal(f->flags, cases ? PROTOBUF_C_FIELD_FLAG_ONEOF : 0);
+			assert_int_equal(f->type == PROTOBUF_C_TYPE_MESSAGE, cases);
+			if (cases)
+				assert_int_equal(f->quantifier_offset, last->quantifier_offset);
+		}
+	}
 }
 
 static void the_short_way_knows_its_limits(void **state)
@@ -499,6 +526,7 @@ int main(void)
 		cmocka_unit_test(memory_runs_out_cleanly),
 		cmocka_unit_test(allocations_are_aligned),
 		cmocka_unit_test(noise_is_refused_or_harmless),
+		cmocka_unit_test(messages_are_numbered_as_the_short_way_wants),
 		cmocka_unit_test(the_short_way_is_the_librarys),
 		cmocka_unit_test(the_short_way_knows_its_limits),
 		cmocka_unit_test(descriptors_travel),
