@@ -12,6 +12,7 @@
 #define PHYS_WORLD_H
 
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/truth.h"
@@ -32,6 +33,7 @@
 
 #define WORLD_DOMAINS 6
 #define WORLD_HELD 8192
+#define ZERO_POOL_KBYTES 4096
 
 struct held {
 	pfn_t pfn;
@@ -41,6 +43,7 @@ struct held {
 	unsigned refs, maps; /* refs: entries and other holders; maps of them are entries */
 	unsigned limbo;
 	uint64_t pattern; /* of its contents; 0: zeroed, never written */
+	bool sparse;      /* was a large block when it was claimed */
 };
 
 struct world {
@@ -90,27 +93,44 @@ static inline uint32_t world_rand(struct world *w, uint32_t n)
 
 /* ---- contents ------------------------------------------------------------------------- */
 
-static inline uint64_t *word_of(struct world *w, const struct held *h, pfn_t i, unsigned k)
+static inline uint64_t *word_of(uint64_t *block, pfn_t i, unsigned k)
 {
 	static const unsigned at[] = {0, 160, 511};
-	uint64_t *page = domain_address(domain_by_id(w->phys, h->domain), h->pfn + i);
 
-	return &page[at[k]];
+	return &block[i * 512u + at[k]];
+}
+
+static inline uint64_t *contents(struct world *w, const struct held *h)
+{
+	return domain_address(domain_by_id(w->phys, h->domain), h->pfn);
+}
+
+/* The next page at or after i that is written and looked at: of large blocks only some, told by their
+ * number, so that a block freed as single frames is looked at again as a large one. */
+static inline pfn_t next_page(const struct held *h, pfn_t i)
+{
+	while (h->sparse && (h->pfn + i) % 32 != 7 && i < 1u << h->order)
+		i++;
+	return i;
 }
 
 static inline void fill_held(struct world *w, struct held *h)
 {
+	uint64_t *block = contents(w, h);
+
 	h->pattern = prng_next(&w->prng) | 1;
-	for (pfn_t i = 0; i < 1u << h->order; i++)
+	for (pfn_t i = next_page(h, 0); i < 1u << h->order; i = next_page(h, i + 1))
 		for (unsigned k = 0; k < 3; k++)
-			*word_of(w, h, i, k) = h->pattern + i;
+			*word_of(block, i, k) = h->pattern + i;
 }
 
 static inline void check_contents(struct world *w, const struct held *h)
 {
-	for (pfn_t i = 0; i < 1u << h->order; i++)
+	uint64_t *block = contents(w, h);
+
+	for (pfn_t i = next_page(h, 0); i < 1u << h->order; i = next_page(h, i + 1))
 		for (unsigned k = 0; k < 3; k++)
-			must(*word_of(w, h, i, k) == (h->pattern ? h->pattern + i : 0));
+			must(*word_of(block, i, k) == (h->pattern ? h->pattern + i : 0));
 }
 
 /* ---- life ------------------------------------------------------------------------------ */
@@ -123,6 +143,7 @@ static inline void world_init(struct world *w, uint64_t size, unsigned nodes, ui
 	w->config.arena_size = size;
 	w->config.topology = &w->topology;
 	w->config.section_size = section;
+	w->config.hugepages = os_hugepages_available();
 	w_seed = seed;
 	w->prng.state = seed;
 	control_thread_reset();
@@ -133,6 +154,8 @@ static inline void world_boot(struct world *w)
 {
 	w->state = calloc(1, sizeof(*w->state));
 	must(w->state && phys_create(&w->config, w->state, &w->phys) == 0);
+	/* Zeroing is not what takes the time here; recovery keeps it. */
+	w->state->tunables[TUNABLE_ZERO_POOL_KBYTES] = ZERO_POOL_KBYTES;
 }
 
 static inline struct held *held_at(struct world *w, pfn_t pfn)
@@ -167,7 +190,6 @@ static inline struct held *world_alloc(struct world *w, unsigned dom, unsigned g
 
 	if (w->nr_held == WORLD_HELD || alloc_pages(w->phys, &rq, &got))
 		return NULL;
-	must(!held_at(w, got.pfn));
 	h = &w->held[w->nr_held++];
 	*h = (struct held){.pfn = got.pfn,
 			   .order = order,
@@ -175,7 +197,8 @@ static inline struct held *world_alloc(struct world *w, unsigned dom, unsigned g
 			   .owner = rq.owner,
 			   .mapping = rq.mapping,
 			   .index = rq.index,
-			   .refs = 1};
+			   .refs = 1,
+			   .sparse = order > 3};
 	if (!(gfp & GFP_NO_ZERO))
 		check_contents(w, h);
 	if (gfp & GFP_NO_ZERO || world_rand(w, 4))
@@ -346,9 +369,11 @@ static inline void take_limbo(struct world *w)
 				.owner = page->flags & PG_OWNER,
 				.mapping = page->mapping,
 				.index = page->index,
-				.pattern = *(uint64_t *)domain_address(
-					pfn_domain(w->phys, w->given[g].pfn), w->given[g].pfn),
 			};
+			h->sparse = true;
+			if (next_page(h, 0) < 1u << h->order)
+				h->pattern = *word_of(contents(w, h), next_page(h, 0), 0);
+			h->pattern -= h->pattern ? next_page(h, 0) : 0;
 		}
 		h->limbo = w->given[g].n;
 	}
@@ -443,6 +468,7 @@ static inline void world_settle(struct world *w)
 	w->splitting = NULL;
 	take_limbo(w);
 	must(!w->stats.damaged && !w->stats.lost_domains);
+	must(state_tunable(w->state, TUNABLE_ZERO_POOL_KBYTES) == ZERO_POOL_KBYTES);
 	world_check(w);
 	check_store(w);
 }

@@ -138,10 +138,10 @@ static void boot_small(struct world *w)
 	w->config.nr_reserved = 1;
 }
 
-/* 3 GiB with deferred sections. */
+/* As small as an arena with deferred sections can be. */
 static void boot_deferred(struct world *w)
 {
-	world_init(w, 3 * GIB, 1, 128 * MIB, w_seed);
+	world_init(w, GIB + 32 * MIB, 1, 16 * MIB, w_seed);
 }
 
 static void use_all_orders(struct world *w)
@@ -180,6 +180,28 @@ static void free_some(struct world *w, unsigned order_from, unsigned order_to)
 			world_put(w, &w->held[i]);
 }
 
+/* Until nothing is left: blocks of other types are stolen, caches emptied, blocks taken back. */
+static void exhaust(struct world *w, unsigned dom)
+{
+	while (world_alloc(w, dom, GFP_USER_MOVABLE, 8, 0))
+		;
+	while (world_alloc(w, dom, 0, 6, 2))
+		;
+	while (world_alloc(w, dom, GFP_USER_MOVABLE, 5, 0))
+		;
+}
+
+static void atomic_reserve(struct world *w)
+{
+	w->state->tunables[TUNABLE_MIN_FREE_KBYTES] = 2048;
+	phys_setup_watermarks(w->phys);
+	while (world_alloc(w, 0, ARENA_GFP_ATOMIC | GFP_USER_MOVABLE, 7, 0))
+		;
+	must(zone_pageblocks(&phys_node(w->phys, 0)->zone[ZONE_HIGHMEM], MIGRATE_HIGHATOMIC));
+	w->state->tunables[TUNABLE_MIN_FREE_KBYTES] = 64;
+	phys_setup_watermarks(w->phys);
+}
+
 static void every_operation(struct world *w)
 {
 	world_domain(w, 0);
@@ -199,34 +221,45 @@ static void every_operation(struct world *w)
 	world_kzerod(w, false);
 	for (unsigned s = 0; s < phys_nr_sections(w->phys); s += 2)
 		section_offline(w->phys, s);
+	free_some(w, 0, 0);
 	world_domain_end(w, 1);
 	world_domain(w, 2);
-	/* Until nothing is left: other types' blocks are stolen, caches emptied, atomic reserves made. */
-	while (world_alloc(w, 2, w->nr_held % 3 ? 0 : GFP_USER_MOVABLE, 5, 0))
-		;
-	world_alloc(w, 2, ARENA_GFP_ATOMIC, 4, 0);
+	exhaust(w, 2);
+	free_some(w, 5, 8);
+	/* An atomic request that meets pressure sets a pageblock aside, another domain's need ends it. */
 	for (unsigned s = 0; s < phys_nr_sections(w->phys); s++)
 		section_online(w->phys, s);
+	atomic_reserve(w);
+	free_some(w, 7, 7);
+	exhaust(w, 2);
+	must(!zone_pageblocks(&phys_node(w->phys, 0)->zone[ZONE_HIGHMEM], MIGRATE_HIGHATOMIC));
 	free_some(w, 0, 4);
 	world_domain_end(w, 0);
 	free_some(w, 0, 10);
 	world_domain_end(w, 2);
 }
 
+static pfn_t zone_deferred(struct world *w)
+{
+	return phys_node(w->phys, 0)->zone[ZONE_HIGHMEM].deferred;
+}
+
 static void grow_deferred(struct world *w)
 {
+	unsigned deferred = pfn_section(w->phys, zone_deferred(w)) + 1;
 	struct held *h;
 
 	world_domain(w, 0);
 	/* Past one section, so that more are initialised; one of those to come is offline. */
-	section_offline(w->phys, phys_nr_sections(w->phys) - 2);
-	for (unsigned i = 0; i < 150; i++) {
-		h = world_alloc(w, 0, GFP_USER_MOVABLE | GFP_HOLE_OK, 9, 0);
+	section_offline(w->phys, deferred);
+	for (unsigned i = 0; i < 20; i++) {
+		h = world_alloc(w, 0, GFP_USER_MOVABLE | GFP_HOLE_OK, 10, 0);
 		must(h);
 		if (i % 2)
 			world_put(w, h);
 	}
-	section_online(w->phys, phys_nr_sections(w->phys) - 2);
+	must(zone_deferred(w) > (deferred + 1) * phys_section_pages(w->phys));
+	section_online(w->phys, deferred);
 	free_some(w, 0, 10);
 	world_domain_end(w, 0);
 }
@@ -237,8 +270,6 @@ static void random_life(struct world *w)
 }
 
 /* ---- trials ---------------------------------------------------------------------------------- */
-
-static const struct trial *trial;
 
 /* True: it lived through. */
 static bool live(struct world *w, const struct trial *t)
@@ -301,7 +332,6 @@ static int run(const struct trial *t)
 {
 	int status;
 
-	trial = t;
 	status = in_child(run_trial, (void *)t);
 	if (status && status != FINISHED << 8)
 		fail_msg("died at store %llu (recovery %llu), seed %llu: status %#x",
@@ -353,19 +383,16 @@ static void dies_at_every_store_of_boot(void **state)
 		11);
 }
 
-/* The scenario dies in some places, and each recovery at every store of its own. */
+/* The scenario dies in many places, and each recovery at every store of its own. */
 static void dies_at_every_store_of_recovery(void **state)
 {
-	static const uint16_t at[] = {40, 111, 170, 333, 512, 700, 901, 1200};
 	struct trial t = {.boot = boot_small, .scenario = every_operation, .seed = 4};
-	unsigned every = SANITIZED ? 5 : 1, deaths = 0;
+	unsigned every = SANITIZED ? 150 : 29, deaths = 0;
 
 	(void)state;
-	for (unsigned i = 0; i < ARRAY_SIZE(at); i++) {
-		t.die_at = at[i];
-		for (t.die_in_recovery = 1; run(&t) == 0; t.die_in_recovery += every)
+	for (t.die_at = 7; t.die_at < 660; t.die_at += every)
+		for (t.die_in_recovery = 1; run(&t) == 0; t.die_in_recovery++)
 			deaths++;
-	}
 	printf("%u deaths in recovery\n", deaths);
 	assert_true(deaths > 20);
 }
@@ -374,7 +401,7 @@ static void dies_in_random_lives(void **state)
 {
 	uint64_t seed = test_seed();
 	struct prng prng = {.state = seed};
-	unsigned deaths = 0, runs = SANITIZED ? 40 : 200;
+	unsigned deaths = 0, runs = SANITIZED ? 40 : 150;
 
 	(void)state;
 	for (unsigned i = 0; i < runs; i++) {
@@ -382,7 +409,7 @@ static void dies_in_random_lives(void **state)
 			.boot = i % 8 ? boot_small : boot_deferred,
 			.scenario = random_life,
 			.seed = prng_next(&prng),
-			.die_at = 1 + prng_below(&prng, 6000),
+			.die_at = 1 + prng_below(&prng, 1500),
 			.die_in_recovery = prng_below(&prng, 3) ? 0 : 1 + prng_below(&prng, 60),
 		};
 

@@ -76,17 +76,24 @@ static int recover_layout(struct phys *p)
 	return phys_setup_memblock(p, reserved, g->nr_reserved);
 }
 
+static struct state_scan domain_scan(const struct phys *p)
+{
+	return (struct state_scan){
+		.state = p->state, .region = STATE_DOMAINS, .size = sizeof(struct domain_record)};
+}
+
 static int recover_domains(struct phys *p)
 {
 	struct state_header *h = p->state->header;
 	struct phys_recover_stats *stats = &p->recovery->stats;
-	uint32_t next = h->next_domain;
+	uint32_t next = h->next_domain, slot;
+	struct state_scan scan = domain_scan(p);
 
-	for (uint32_t slot = 1; slot < STATE_MAX_DOMAINS; slot++) {
+	while (state_scan_next(&scan, &slot)) {
 		const struct domain_record *rec = &p->state->domains[slot];
 		int r;
 
-		if (rec->kind == DOMAIN_FREE)
+		if (!slot || rec->kind == DOMAIN_FREE)
 			continue;
 		r = domain_recover(p, rec, slot);
 		if (r == ARENA_E_INVALID) {
@@ -108,7 +115,10 @@ static int recover_domains(struct phys *p)
 /* Their blocks are nobody's by now. */
 static void forget_lost_domains(struct phys *p)
 {
-	for (uint32_t slot = 1; slot < STATE_MAX_DOMAINS; slot++) {
+	struct state_scan scan = domain_scan(p);
+	uint32_t slot;
+
+	while (state_scan_next(&scan, &slot)) {
 		struct domain_record *rec = &p->state->domains[slot];
 
 		if (rec->kind == DOMAIN_FREE || p->domains[slot])
@@ -153,6 +163,8 @@ static void recover_section(struct phys *p, unsigned section)
 	if (!rec->initialised)
 		return;
 	section_evidence(p, section, &used, &blank);
+	/* A crash may leave one free block unmovable: one that was to be claimed. */
+	blank &= p->section_pages > PAGEBLOCK_PAGES;
 	if (rec->initialised != 1 || blank) {
 		recovery_damage(p, "section %u: initialised %u", section, rec->initialised);
 		truth_store(&rec->initialised, (uint8_t)!blank);

@@ -30,6 +30,12 @@ static void region_sizes(const struct state_header *h, uint64_t size[NR_STATE_RE
 	size[STATE_MEM_MAP] = h->nr_frames * sizeof(struct page);
 }
 
+/* Where a region begins that follows one which ends at `end`. */
+static uint64_t region_start(enum state_region r, uint64_t end)
+{
+	return ALIGN_UP(end, r == STATE_MEM_MAP ? STATE_HUGE : STATE_ALIGN);
+}
+
 uint64_t state_place_regions(struct state_header *h, unsigned from)
 {
 	uint64_t size[NR_STATE_REGIONS], end = STATE_ALIGN;
@@ -37,12 +43,12 @@ uint64_t state_place_regions(struct state_header *h, unsigned from)
 	region_sizes(h, size);
 	for (unsigned i = 0; i < NR_STATE_REGIONS; i++) {
 		if (i >= from) {
-			h->region[i].offset = end;
+			h->region[i].offset = region_start(i, end);
 			h->region[i].size = size[i];
 		}
-		end = ALIGN_UP(h->region[i].offset + h->region[i].size, STATE_ALIGN);
+		end = h->region[i].offset + h->region[i].size;
 	}
-	return end;
+	return ALIGN_UP(end, STATE_ALIGN);
 }
 
 bool state_regions_ok(const struct state_header *h, unsigned nr, uint64_t file_size)
@@ -51,9 +57,9 @@ bool state_regions_ok(const struct state_header *h, unsigned nr, uint64_t file_s
 
 	region_sizes(h, size);
 	for (unsigned i = 0; i < nr; i++) {
-		if (h->region[i].offset != end || h->region[i].size != size[i])
+		if (h->region[i].offset != region_start(i, end) || h->region[i].size != size[i])
 			return false;
-		end = ALIGN_UP(end + size[i], STATE_ALIGN);
+		end = h->region[i].offset + size[i];
 	}
 	return end <= file_size;
 }
@@ -137,13 +143,50 @@ int state_create(const struct state_params *params, struct state *s)
 	return 0;
 }
 
+void state_use_hugepages(struct state *s)
+{
+	uint64_t size = s->header->region[STATE_MEM_MAP].size;
+	void *map;
+
+	/* Less is not worth a hugepage that is mostly empty. */
+	if (s->huge || size < 4 * STATE_HUGE)
+		return;
+	if (os_map(s->fd, s->header->region[STATE_MEM_MAP].offset, size,
+		   OS_MAP_READ | OS_MAP_WRITE | OS_MAP_HUGE, &map) < 0)
+		return;
+	s->mem_map = map;
+	s->huge = true;
+}
+
 void state_close(struct state *s)
 {
 	if (!s || !s->base)
 		return;
+	if (s->huge)
+		os_unmap(s->mem_map, s->header->region[STATE_MEM_MAP].size);
 	os_unmap(s->base, s->size);
 	close(s->fd);
 	*s = (struct state){.fd = -1};
+}
+
+bool state_scan_next(struct state_scan *scan, uint32_t *n)
+{
+	const struct state_header *h = scan->state->header;
+	uint64_t base = h->region[scan->region].offset;
+	uint64_t end = base + h->region[scan->region].size, start;
+
+	if (base + scan->next * scan->size >= scan->data_end) {
+		uint64_t at = base + scan->next * scan->size;
+
+		if (at >= end || os_next_data(scan->state->fd, at, &start, &scan->data_end) < 0)
+			return false;
+		/* A record may reach over from memory there is not. */
+		scan->next = MAX(scan->next, (start - base) / scan->size);
+	}
+	if (base + (scan->next + 1) * scan->size > end)
+		return false;
+	*n = (uint32_t)scan->next++;
+	return true;
 }
 
 bool state_is_valid(const struct state *s)

@@ -17,8 +17,9 @@
  *                | spare                          |  room for regions of later minors
  *                +--------------------------------+
  *
- * The file is sparse: a section that was never used has no mem_map memory behind it. All
- * writes go through base/truth.h. All fields belong to the control thread.
+ * The file is sparse: a section that was never used has no mem_map memory behind it, but for
+ * what shares a hugepage with one that was. mem_map begins on a hugepage. All writes go through
+ * base/truth.h. All fields belong to the control thread.
  *
  * A worker takes over a file of its own major, whatever the minor (state_adopt.c), in place:
  * - a region the file has not is cut from the spare room, zeroed; one it has too many stays unused;
@@ -259,6 +260,7 @@ struct state {
 	int fd;
 	void *base;
 	uint64_t size;
+	bool huge; /* mem_map is a mapping of its own, with hugepages */
 	struct state_header *header;
 	struct page *mem_map;
 	struct pageblock *pageblocks;
@@ -288,9 +290,29 @@ int state_create(const struct state_params *params, struct state *s);
  * and err says which; -errno.
  */
 int state_adopt(int fd, struct state *s, char *err, size_t err_size);
+/*
+ * Map a mem_map worth it with hugepages: a worker that takes over touches all of it that is in use,
+ * and a page fault for each 128 frames would be most of what recovery takes.
+ */
+void state_use_hugepages(struct state *s);
 /* Unmap and close; what the store keeps stays there. */
 void state_close(struct state *s);
 bool state_is_valid(const struct state *s);
+
+/*
+ * The records of a region that may hold something, in order; where nothing was ever written the
+ * file has no memory, and looking there would give it some, a page fault each.
+ *
+ *	struct state_scan scan = {.state = s, .region = STATE_OBJECTS, .size = sizeof(*s->objects)};
+ *	for (uint32_t n; state_scan_next(&scan, &n);)
+ */
+struct state_scan {
+	const struct state *state;
+	enum state_region region;
+	uint64_t size; /* of a record */
+	uint64_t next, data_end;
+};
+bool state_scan_next(struct state_scan *scan, uint32_t *n);
 
 enum zone_item {
 #define ZONE_ITEM(name, text) name,

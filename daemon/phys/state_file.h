@@ -8,6 +8,7 @@
 #include "daemon/phys/state.h"
 
 #define STATE_ALIGN UINT64_C(4096)
+#define STATE_HUGE (UINT64_C(2) << 20)
 
 /* ---- state.c ---- */
 

@@ -244,6 +244,8 @@ static void fill_geometry(const struct phys *p, const struct phys_config *config
 
 int phys_use_state(struct phys *p, struct state *s)
 {
+	if (p->hugepages)
+		state_use_hugepages(s);
 	p->state = s;
 	p->mem_map = s->mem_map;
 	p->pageblocks = s->pageblocks;
