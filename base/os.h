@@ -30,8 +30,6 @@ bool os_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end);
 int os_reopen_readonly(int fd);
 /* Give the range back to the host: it reads as zeros afterwards. */
 int os_punch_hole(int fd, uint64_t offset, uint64_t len);
-/* The first backed range that ends after `from`: [*start, *end) of it from there on. -ENXIO: none. */
-int os_next_data(int fd, uint64_t from, uint64_t *start, uint64_t *end);
 /* Bytes of the file that the host has backed (st_blocks). */
 int os_file_backed(int fd, uint64_t *bytes);
 

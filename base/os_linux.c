@@ -145,20 +145,6 @@ int os_punch_hole(int fd, uint64_t offset, uint64_t len)
 	}
 }
 
-int os_next_data(int fd, uint64_t from, uint64_t *start, uint64_t *end)
-{
-	off_t data = lseek(fd, (off_t)from, SEEK_DATA), hole;
-
-	if (data < 0)
-		return -errno;
-	hole = lseek(fd, data, SEEK_HOLE);
-	if (hole < 0)
-		return -errno;
-	*start = (uint64_t)data;
-	*end = (uint64_t)hole;
-	return 0;
-}
-
 int os_file_backed(int fd, uint64_t *bytes)
 {
 	struct stat st;

@@ -2,8 +2,8 @@
 /*
  * state.c - the state file: one memfd with a table of regions at its front.
  *
- * Regions lie in enum order, page aligned; mem_map, the large sparse one, is last before the spare
- * room. The header's magic is stored last: a file without it was never finished and holds nothing.
+ * Regions lie in enum order, page aligned, and the spare room behind them. The header's magic is
+ * stored last: a file without it was never finished and holds nothing.
  */
 #include "daemon/phys/state_file.h"
 
@@ -178,7 +178,7 @@ bool state_scan_next(struct state_scan *scan, uint32_t *n)
 	if (base + scan->next * scan->size >= scan->data_end) {
 		uint64_t at = base + scan->next * scan->size;
 
-		if (at >= end || os_next_data(scan->state->fd, at, &start, &scan->data_end) < 0)
+		if (at >= end || !os_file_data(scan->state->fd, at, &start, &scan->data_end))
 			return false;
 		/* A record may reach over from memory there is not. */
 		scan->next = MAX(scan->next, (start - base) / scan->size);

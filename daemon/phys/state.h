@@ -6,7 +6,6 @@
  *                | struct state_header            |  region table, ids, epoch
  *     region[0]  +--------------------------------+
  *                | geometry  struct state_geometry|  nodes, zones, distances, reserved ranges
- *                | journal    struct call_journal |  the call in progress
  *                | tables    struct state_tables  |  twice: counters and tunables with their names
  *                | domains        struct domain_record
  *                | objects        struct object_record
@@ -14,6 +13,7 @@
  *                | sections       struct section_record
  *                | pageblocks     struct pageblock|
  *                | mem_map        struct page     |  32 bytes a frame, sparse
+ *                | journal    struct call_journal |  the call in progress
  *                | spare                          |  room for regions of later minors
  *                +--------------------------------+
  *
@@ -47,7 +47,6 @@ typedef uint32_t pfn_t;
 
 enum state_region {
 	STATE_GEOMETRY,
-	STATE_JOURNAL,
 	STATE_TABLES,
 	STATE_DOMAINS,
 	STATE_OBJECTS,
@@ -55,8 +54,11 @@ enum state_region {
 	STATE_SECTIONS,
 	STATE_PAGEBLOCKS,
 	STATE_MEM_MAP,
+	/* A file without one of these has it empty. New regions come last. */
+	STATE_JOURNAL,
 	NR_STATE_REGIONS
 };
+#define STATE_NEEDED_REGIONS (STATE_MEM_MAP + 1)
 
 #define STATE_MAX_REGIONS 32
 #define STATE_SPARE (UINT64_C(16) << 20)

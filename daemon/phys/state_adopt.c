@@ -19,7 +19,6 @@
 #include "daemon/phys/state_file.h"
 #include "numa/topology.h"
 
-#define MINOR_0_REGIONS (STATE_MEM_MAP + 1)
 #define SECTION_PAGES_MAX (UINT64_C(1) << 28)
 
 struct complaint {
@@ -43,7 +42,7 @@ bool state_header_ok(const struct state_header *h)
 	       h->nr_frames < PFN_NONE && h->nr_frames % PAGEBLOCK_PAGES == 0 &&
 	       h->section_pages >= PAGEBLOCK_PAGES && h->section_pages <= SECTION_PAGES_MAX &&
 	       (h->section_pages & (h->section_pages - 1)) == 0 &&
-	       h->nr_regions >= MINOR_0_REGIONS && h->nr_regions <= STATE_MAX_REGIONS &&
+	       h->nr_regions >= STATE_NEEDED_REGIONS && h->nr_regions <= STATE_MAX_REGIONS &&
 	       h->tables <= 1;
 }
 
