@@ -173,9 +173,9 @@ static void print_conf(void)
 	print_comment(
 		"Each line is 'key = value'. What is commented out here is the default, or an "
 		"example where that is said. Sizes take K, M, G and T. The command line wins "
-		"over this file. A change is for the next start: clients' memory survives "
-		"that, but the arena's size, nodes and zones stay those of the memory that is "
-		"kept until arenad was stopped.");
+		"over this file. It is read at start. A worker that goes on with the memory of "
+		"an earlier one keeps its size, nodes, zones and sections, whatever is said "
+		"here; all else is new.");
 	printf("\n[arenad]\n");
 	for (unsigned i = 0; i < nr_config_keys; i++) {
 		struct shown s;

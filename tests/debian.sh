@@ -13,9 +13,6 @@ cd "$(dirname "$0")/.." || exit
 . tests/lib_systemd.bash
 . tests/lib_systemd_scenario.bash
 
-case $ARENA_BUILD in
-*san-*) skip "packages are tested without sanitizers" ;;
-esac
 command -v dpkg-deb >/dev/null || skip "no dpkg here"
 build-aux/setup.sh debian >"$work/setup.log" 2>&1 || skip "no debhelper: $(tail -n 1 "$work/setup.log")"
 

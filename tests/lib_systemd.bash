@@ -67,6 +67,10 @@ skip() {
 	exit 77
 }
 
+case $ARENA_BUILD in
+*san-*) skip "what is installed is tested without sanitizers" ;;
+esac
+
 # ---- what is installed -------------------------------------------------------------------------
 
 install_into() { # DESTDIR PREFIX
