@@ -8,7 +8,7 @@
 #include "arena/arena.h"
 #include "base/cleanup.h"
 #include "base/os.h"
-#include "daemon/phys/journal.h"
+#include "daemon/store/store.h"
 
 #define USER_ADDRESS_END (UINT64_C(1) << 47)
 
@@ -72,8 +72,12 @@ int call_attach(struct call *call, struct mm *mm)
 {
 	_cleanup_(closep) int doorbell = os_eventfd();
 	Arena__AttachReply *reply;
-	int r = doorbell < 0 ? doorbell : peer_attached(call->peer, mm, TAKE_FD(doorbell));
+	int r;
 
+	/* The one that it may have had is not told to anybody any more. */
+	peer_detach(call->peer);
+	store_remove_number("doorbell", mm_id(mm));
+	r = doorbell < 0 ? doorbell : peer_attached(call->peer, mm, TAKE_FD(doorbell));
 	if (!r)
 		r = call_add_attach_fds(call, mm);
 	if (r)
@@ -114,13 +118,12 @@ static void end_replaced(const struct peer *p, const Arena__Attach *m)
 	}
 }
 
-/* The client was told nothing of the address space that this very call has made before. */
+/* Has this very call, by an earlier worker, got as far as p->mm? Then mm_create() gives that. */
 static bool attach_was_interrupted(const struct peer *p)
 {
 	const struct state *st = service_state(p->service);
 
-	return st->resuming && st->journal->phase == JOURNAL_PREPARED &&
-	       st->journal->arg[0] == ATTACH_NEW;
+	return st->resuming && st->journal->phase == JOURNAL_PREPARED;
 }
 
 int handle_attach(struct call *call)
@@ -136,15 +139,12 @@ int handle_attach(struct call *call)
 		.start_time = os_process_start(p->cred.pid),
 		.process_domain = p->service->machine->config.process_isolation,
 	};
-	const uint64_t none = ATTACH_NEW;
 	struct mm *mm;
 	int r;
 
 	if (m->mm_id)
 		return reattach(call);
-	if (p->mm && attach_was_interrupted(p))
-		peer_forget_mm(p);
-	if (p->mm)
+	if (p->mm && !attach_was_interrupted(p))
 		return ARENA_E_BUSY;
 	/* Frames must not be given to a process whose death we would not hear of. */
 	if (p->pidfd < 0)
@@ -155,7 +155,6 @@ int handle_attach(struct call *call)
 	if (!window_acceptable(m->window_base, m->window_size))
 		return ARENA_E_INVALID;
 	end_replaced(p, m);
-	journal_prepare(service_state(p->service), 1, &none);
 	r = mm_create(p->service->machine->virt, &params, &mm);
 	if (r)
 		return r;

@@ -243,8 +243,6 @@ bool service_answer_finished(struct service *s);
 /* The descriptors that a reply to attach and to shm_open carries. 0, -errno. */
 int call_add_attach_fds(struct call *call, struct mm *mm);
 int call_add_slot_fd(struct call *call, struct mm *mm, uint32_t slot);
-/* Prepared by attach, where it is not the id of the address space that it takes over. */
-#define ATTACH_NEW 0
 /* A doorbell for the peer, and an answer that carries all of attach's descriptors. */
 int call_attach(struct call *call, struct mm *mm);
 /* attach for an address space that is there already. */

@@ -10,9 +10,6 @@
  */
 #include "daemon/service/internal.h"
 
-#include "daemon/phys/journal.h"
-#include "daemon/store/store.h"
-
 static struct peer *find_owner(const struct service *s, uint32_t id)
 {
 	struct peer *p;
@@ -54,23 +51,16 @@ static int may_take_over(const struct peer *p, const struct peer *owner, const A
 int reattach(struct call *call)
 {
 	const Arena__Attach *m = call->request->attach;
-	const uint64_t id = m->mm_id;
 	struct peer *p = call->peer, *owner = find_owner(p->service, m->mm_id);
-	struct state *st = service_state(p->service);
 	struct mm *mm;
 	int r = may_take_over(p, owner, m);
 
 	if (r)
 		return r;
-	/* For the next worker: unlike what a plain attach has made, this is not to be undone. */
-	if (st->journal->phase == JOURNAL_BEGUN)
-		journal_prepare(st, 1, &id);
 	mm = owner->mm;
 	peer_set_comm(p, mm_comm(mm));
 	if (owner != p)
 		peer_inherit(p, owner);
-	peer_detach(p);
-	store_remove_number("doorbell", mm_id(mm));
 	r = call_attach(call, mm);
 	if (r) {
 		/* It keeps what it has, and may try again. */

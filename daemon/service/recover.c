@@ -119,6 +119,16 @@ static bool is_taken(const struct service *s, const struct mm *mm)
 	return false;
 }
 
+/* Its connection's names in the store are taken, or nobody's. */
+static void end_mm(struct mm *mm)
+{
+	uint32_t id = mm_id(mm), peer = mm_peer(mm);
+
+	mm_destroy(mm);
+	store_remove_number("doorbell", id);
+	store_remove_number("pidfd", peer);
+}
+
 static int take_orphan(struct service *s, struct mm *mm)
 {
 	struct credentials cred = {.pid = mm_pid(mm), .uid = mm_uid(mm), .gid = mm_gid(mm)};
@@ -129,7 +139,7 @@ static int take_orphan(struct service *s, struct mm *mm)
 	if (pidfd < 0) {
 		log_debug("client %d (%s) died meanwhile", (int)mm_pid(mm), mm_comm(mm));
 		state_event(service_state(s), EV_ARENA_CLIENT_DEATH, 1);
-		mm_destroy(mm);
+		end_mm(mm);
 		return 0;
 	}
 	r = peer_adopt(s, mm_peer(mm), -1, pidfd, &cred, &p);
