@@ -57,6 +57,7 @@ char *daemon_read(struct test_daemon *d, const char *path)
 
 uint64_t text_number(const char *text, const char *key)
 {
+	const char *start = text;
 	size_t len = strlen(key);
 
 	while (text && *text) {
@@ -65,7 +66,7 @@ uint64_t text_number(const char *text, const char *key)
 		text = strchr(text, '\n');
 		text = text ? text + 1 : NULL;
 	}
-	fail_msg("no line with %s", key);
+	fail_msg("no line with %s in: %s", key, start);
 	return 0;
 }
 

@@ -105,12 +105,19 @@ pid_t daemon_kill_worker(struct test_daemon *d)
 
 /* ---- at random moments ----------------------------------------------------------------------- */
 
+#define STEPS 16 /* of a millisecond */
+
+/* As likely to end at any moment as at any other, so that now and then a worker lives long. */
 static void sleep_about(struct prng *r, uint64_t mean_us)
 {
-	uint64_t us = prng_below(r, 2 * mean_us + 1);
-	struct timespec ts = {.tv_sec = (time_t)(us / 1000000),
-			      .tv_nsec = (long)(us % 1000000 * 1000)};
+	uint64_t mean = mean_us * STEPS / 1000, steps = 0, us;
+	struct timespec ts;
 
+	while (mean && prng_below(r, mean))
+		steps++;
+	us = steps * 1000 / STEPS;
+	ts = (struct timespec){.tv_sec = (time_t)(us / 1000000),
+			       .tv_nsec = (long)(us % 1000000 * 1000)};
 	nanosleep(&ts, NULL);
 }
 
