@@ -35,6 +35,7 @@
 #include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stddef.h>
 #include <stdint.h>
 
 typedef uint32_t pfn_t;
@@ -247,16 +248,21 @@ struct object_record {
 	char name[256];
 };
 
+/* FORKED: live, but not yet its process's, of which the record says nothing then. */
+enum mm_state { MM_FREE = 0, MM_LIVE = 1, MM_FORKED = 2 };
 struct mm_record {
+	/* One 64-bit store makes a record live, or a forked one its process's. */
+	uint32_t state;    /* enum mm_state */
+	uint32_t checksum; /* of what does not change in this state: mm_checksum() of daemon/virt */
 	uint32_t id;
-	uint32_t state; /* 0: free, 1: live */
+	uint32_t peer; /* id of its connection (client-PEER in the store) */
 	uint32_t pid, uid, gid;
 	uint32_t domain;
-	uint32_t peer;       /* id of its connection (client-PEER in the store) */
-	uint32_t checksum;   /* of what does not change: mm_checksum() of daemon/virt */
 	uint64_t start_time; /* of the process, /proc/PID/stat's field 22: pids are used again */
 	char comm[32];
 };
+static_assert(offsetof(struct mm_record, state) == 0 && offsetof(struct mm_record, checksum) == 4,
+	      "state and checksum are one store");
 
 struct state {
 	int fd;

@@ -32,16 +32,6 @@ static int refuse(struct fault *f, int signo, int code)
 	return 0;
 }
 
-static uint64_t vma_pgoff(const struct vma *vma, uint64_t addr)
-{
-	return vma->pgoff + ((addr - vma->start) >> ARENA_PAGE_SHIFT);
-}
-
-static uint32_t anon_index(const struct mm *mm, uint64_t addr)
-{
-	return (uint32_t)((addr - mm->header->window_base) >> ARENA_PAGE_SHIFT);
-}
-
 static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn_t hint,
 		       unsigned gfp, struct alloc_result *out)
 {
@@ -55,7 +45,7 @@ static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn
 		.hint = hint,
 		.owner = o ? PG_OBJECT : PG_ANON,
 		.mapping = o ? o->id : f->mm->anon_family,
-		.index = o ? (uint32_t)vma_pgoff(vma, addr) : anon_index(f->mm, addr),
+		.index = o ? (uint32_t)vma_pgoff(vma, addr) : vma_anon_index(vma, addr),
 	};
 
 	return alloc_pages(f->mm->virt->phys, &rq, out);
@@ -327,7 +317,7 @@ static int copy_on_write(struct fault *f, pfn_t from)
 		.hint = PFN_NONE,
 		.owner = PG_ANON,
 		.mapping = f->mm->anon_family,
-		.index = anon_index(f->mm, f->addr),
+		.index = vma_anon_index(vma, f->addr),
 	};
 	struct alloc_result got;
 	struct pte_ref ref;
@@ -430,17 +420,19 @@ static bool vma_permits(const struct vma *vma, uint32_t access)
  */
 static bool entry_allow(const struct fault *f, const struct pte_ref *ref)
 {
-	uint64_t old = *ref->entry, fresh;
-	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
-	struct virt *v = f->mm->virt;
-	const struct page *page = pfn_to_page(v->phys, frame_head(v, pfn));
+	uint64_t fresh = entry_refresh(f->vma, f->addr, ref);
 
-	fresh = vma_entry(f->vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
-			  old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
 	if (!entry_permits(fresh, f->access))
 		return false;
 	pte_switch(f->mm, ref, fresh);
 	return true;
+}
+
+static bool entry_is_anon(const struct mm *mm, uint64_t entry)
+{
+	pfn_t head = frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry));
+
+	return pfn_to_page(mm->virt->phys, head)->flags & PG_ANON;
 }
 
 static int fault_resolve(struct fault *f)
@@ -459,9 +451,10 @@ static int fault_resolve(struct fault *f)
 		return 0;
 	if (vma->flags & VM_DIRECT)
 		return refuse(f, SIGSEGV, SEGV_MAPERR);
+	if (present && entry_is_anon(f->mm, *ref.entry))
+		return cow_fault(vma, f->addr, f->cpu, &ref);
 	if (vma->object)
 		return object_fault(f);
-	BUG_ON(present); /* private anonymous entries can always permit what the VMA does */
 	return anon_fault(f);
 }
 

@@ -42,6 +42,13 @@
 #define VM_SEQ_READ (1u << 5)
 #define VM_RAND_READ (1u << 6)
 #define VM_NORESERVE (1u << 7)
+#define VM_GROWSDOWN (1u << 8)
+#define VM_LOCKED (1u << 9)
+#define VM_LOCKONFAULT (1u << 10)
+#define VM_DONTCOPY (1u << 12)
+#define VM_WIPEONFORK (1u << 13)
+#define VM_LOCKED_MASK (VM_LOCKED | VM_LOCKONFAULT)
+#define VM_SPECIAL VM_DIRECT
 
 struct vma {
 	RB_ENTRY(vma) node;
@@ -124,6 +131,9 @@ struct handle {
 
 /* ---- mm ------------------------------------------------------------------------------------------------ */
 
+struct cow_job;
+TAILQ_HEAD(cow_job_list, cow_job);
+
 struct mm {
 	struct virt *virt;
 	LIST_ENTRY(mm) link;
@@ -153,6 +163,9 @@ struct mm {
 
 	struct limbo limbo;
 	uint64_t posted, acked;
+	uint64_t wp_seq; /* the last flush that took a right to write because a frame was shared */
+	struct cow_job_list cow_jobs;
+	unsigned nr_cow_jobs;
 	uint64_t recovered; /* the whole flush that recovery posted */
 	uint64_t partial;   /* recovery: a block of the direct map that lacks entries, until ... */
 	unsigned partial_order; /* ... it is taken away; its order + 1, or 0 */
@@ -228,7 +241,7 @@ struct virt {
 void mm_init(struct mm *mm, struct virt *v, uint32_t id); /* empty */
 int mm_map_files(struct mm *mm);                          /* file and channel_file are there */
 bool mm_window_ok(uint64_t base, uint64_t size);
-uint32_t mm_checksum(const struct mm_record *r);
+uint32_t mm_checksum(const struct mm_record *r, enum mm_state state);
 void domain_keep(struct virt *v, struct domain *d);
 /* Free every index but the struct, with no word to the truth. */
 void mm_forget(struct mm *mm);
@@ -256,6 +269,8 @@ int pgtable_get(struct mm *mm, uint64_t addr, unsigned level, struct pte_ref *re
 void pte_install(struct mm *mm, const struct pte_ref *ref, uint64_t value);
 void pte_switch(struct mm *mm, const struct pte_ref *ref, uint64_t value);
 void pte_clear(struct mm *mm, const struct pte_ref *ref);
+/* From an entry to the one that points to its table. */
+void pgtable_parent(const struct mm *mm, struct pte_ref *ref);
 void pgtable_release(struct mm *mm, uint32_t table); /* out of limbo: free for use */
 /* Replace a leaf by a table of 512 entries of the same frames. ARENA_E_NO_MEMORY. */
 int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr);
@@ -309,6 +324,9 @@ uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool 
 		   bool of_object);
 /* Count an entry in (sign 1) or out (-1) of the statistics of its mm and node. */
 void entry_count(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign);
+/* What a present entry at addr should be by its VMA's rights now; a shared private frame stays
+ * read-only. */
+uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_ref *ref);
 /* Install an entry that takes over a reference of the frame's head. */
 void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
@@ -321,6 +339,21 @@ void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 int split_leaf_at(struct mm *mm, uint64_t addr);
 /* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- cow.c ---- */
+
+/* Is the frame that this present entry of private memory maps its own alone? */
+bool cow_exclusive(const struct mm *mm, uint64_t addr, const struct pte_ref *ref);
+/* A write to what a present entry of a private VMA maps, and may not write. ARENA_E_AGAIN: when the
+ * flushes posted so far are acknowledged. */
+int cow_fault(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref);
+/* Entries of the range go, move, or are shared: copies under way there end as they are. */
+void cow_forget(struct mm *mm, uint64_t start, uint64_t end);
+void cow_for_each_block(const struct mm *mm, void (*f)(void *ctx, pfn_t block), void *ctx);
+
+/* ---- fork.c ---- */
+
+int mm_copy_memory(struct mm *parent, struct mm *child);
 
 /* ---- flush.c ---- */
 
@@ -344,6 +377,7 @@ void slot_unuse(struct mm *mm, uint32_t slot);
 void slot_linger(struct mm *mm, uint32_t slot); /* nobody uses it any more */
 void slot_end_lingering(struct mm *mm, uint64_t acked);
 void slot_free_all(struct mm *mm);
+int slot_copy_all(struct mm *to, const struct mm *from); /* under the same numbers */
 
 /* ---- object.c ---- */
 
@@ -366,10 +400,26 @@ bool object_leaf_fits(const struct object *o, uint64_t chunk_index);
 /* ---- segment.c ---- */
 struct handle *mm_handle(const struct mm *mm, uint32_t handle);
 void mm_close_handles(struct mm *mm);
+int handle_copy_all(struct mm *to, const struct mm *from); /* the slots are there */
 void object_place(struct object *o, uint64_t len); /* give it a common address if it has none */
 
 /* ---- pages.c ---- */
 bool direct_contains(const struct mm *mm, uint64_t start, uint64_t end);
+
+static inline uint64_t vma_pgoff(const struct vma *vma, uint64_t addr)
+{
+	return vma->pgoff + ((addr - vma->start) >> ARENA_PAGE_SHIFT);
+}
+
+/* What an anonymous frame at addr has in `index`: linear in the VMA, whose pgoff moves with it. */
+static inline uint32_t vma_anon_index(const struct vma *vma, uint64_t addr)
+{
+	uint64_t pgoff = vma_pgoff(vma, addr);
+
+	if (!vma->object)
+		pgoff -= vma->mm->header->window_base >> ARENA_PAGE_SHIFT;
+	return (uint32_t)pgoff;
+}
 
 static inline bool range_ok(uint64_t addr, uint64_t len)
 {

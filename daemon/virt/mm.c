@@ -85,6 +85,23 @@ static void layout(struct arena_mm_header *h, const struct mm_params *p, uint64_
 	h->arena_frames = nr_frames;
 }
 
+/* A copy looks like what it is a copy of. */
+static void inherit_layout(struct arena_mm_header *h, const struct arena_mm_header *from)
+{
+	h->anon_family = from->anon_family;
+	h->window_base = from->window_base;
+	h->window_size = from->window_size;
+	h->segment_base = from->segment_base;
+	h->segment_end = from->segment_end;
+	h->start_brk = from->start_brk;
+	h->brk_limit = from->brk_limit;
+	h->brk = from->brk;
+	h->direct_base = from->direct_base;
+	h->mmap_base = from->mmap_base;
+	h->mmap_floor = from->mmap_floor;
+	h->arena_frames = from->arena_frames;
+}
+
 int mm_map_files(struct mm *mm)
 {
 	void *at;
@@ -153,7 +170,11 @@ static int header_write(struct mm *mm, const struct mm_params *p)
 		return ARENA_E_TOO_MANY;
 	h.record = (uint32_t)(mm->record - s->mms);
 	mm->anon_family = h.anon_family;
-	layout(&h, p, phys_nr_frames(mm->virt->phys));
+	if (p->parent)
+		inherit_layout(&h, p->parent->header);
+	else
+		layout(&h, p, phys_nr_frames(mm->virt->phys));
+	mm->anon_family = h.anon_family;
 	if (getrandom(h.token, sizeof(h.token), 0) != sizeof(h.token))
 		return -EIO;
 	truth_fill(mm->header, &h, sizeof(h));
@@ -172,16 +193,30 @@ uint32_t checksum_add(uint32_t sum, const void *bytes, size_t n)
 	return sum;
 }
 
-uint32_t mm_checksum(const struct mm_record *r)
+uint32_t mm_checksum(const struct mm_record *r, enum mm_state state)
 {
-	uint32_t sum = checksum_add(0, &r->id, sizeof(r->id));
+	uint32_t sum = checksum_add((uint32_t)state, &r->id, sizeof(r->id));
 
-	sum = checksum_add(sum, &r->pid, sizeof(r->pid));
 	sum = checksum_add(sum, &r->uid, sizeof(r->uid));
 	sum = checksum_add(sum, &r->gid, sizeof(r->gid));
 	sum = checksum_add(sum, &r->domain, sizeof(r->domain));
+	if (state == MM_FORKED)
+		return sum;
+	sum = checksum_add(sum, &r->pid, sizeof(r->pid));
 	sum = checksum_add(sum, &r->start_time, sizeof(r->start_time));
 	return checksum_add(sum, r->comm, sizeof(r->comm));
+}
+
+static void record_enter(struct mm_record *r, enum mm_state state)
+{
+	union {
+		struct {
+			uint32_t state, checksum;
+		};
+		uint64_t both;
+	} u = {{state, mm_checksum(r, state)}};
+
+	truth_store((uint64_t *)(void *)&r->state, u.both);
 }
 
 static int record_write(struct mm *mm, const struct mm_params *p)
@@ -198,7 +233,6 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 	};
 
 	snprintf(r.comm, sizeof(r.comm), "%s", p->comm ? p->comm : "");
-	r.checksum = mm_checksum(&r);
 	mm->kept = true;
 	e = store_add_number("mm", mm->id, mm->file);
 	if (!e)
@@ -206,7 +240,25 @@ static int record_write(struct mm *mm, const struct mm_params *p)
 	if (e)
 		return e;
 	truth_fill(mm->record, &r, sizeof(r));
-	truth_store(&mm->record->state, 1u);
+	record_enter(mm->record, p->parent ? MM_FORKED : MM_LIVE);
+	return 0;
+}
+
+int mm_adopt(struct mm *mm, const struct credentials *cred, const char *comm, uint32_t peer,
+	     uint64_t start_time)
+{
+	struct mm_record *r = mm->record;
+	char name[sizeof(r->comm)] = "";
+
+	CONTROL_THREAD();
+	if (r->state != MM_FORKED || cred->uid != r->uid)
+		return ARENA_E_PERMISSION;
+	snprintf(name, sizeof(name), "%s", comm ? comm : "");
+	truth_store(&r->pid, (uint32_t)cred->pid);
+	truth_store(&r->start_time, start_time);
+	truth_store(&r->peer, peer);
+	truth_fill(r->comm, name, sizeof(name));
+	record_enter(r, MM_LIVE);
 	return 0;
 }
 
@@ -226,6 +278,10 @@ void domain_keep(struct virt *v, struct domain *d)
 static int domain_for(struct virt *v, const struct mm_params *p, uint32_t mm_id,
 		      struct domain **out)
 {
+	if (p->parent) {
+		*out = domain_get(p->parent->domain);
+		return 0;
+	}
 	if (p->process_domain)
 		return domain_create(v->phys, DOMAIN_PROCESS, mm_id, out);
 	*out = domain_find(v->phys, DOMAIN_UID, p->cred->uid);
@@ -253,6 +309,7 @@ void mm_init(struct mm *mm, struct virt *v, uint32_t id)
 	*mm = (struct mm){.virt = v, .id = id, .file = -1, .channel_file = -1};
 	RB_INIT(&mm->vmas);
 	TAILQ_INIT(&mm->waiters);
+	TAILQ_INIT(&mm->cow_jobs);
 }
 
 /* The one that a worker before us made for this caller. */
@@ -269,6 +326,20 @@ static struct mm *attach_resume(struct virt *v, const struct mm_params *p)
 	return NULL;
 }
 
+static struct mm *fork_resume(struct virt *v, const struct mm_params *p)
+{
+	uint64_t arg[JOURNAL_ARGS];
+	struct mm *mm;
+
+	if (!call_resume(v, VIRT_CALL_FORK, p->parent->id, arg))
+		return NULL;
+	LIST_FOREACH(mm, &v->mms, link)
+		if (mm->id == arg[1] && !mm->record->pid &&
+		    mm->anon_family == p->parent->anon_family)
+			return mm;
+	return NULL;
+}
+
 int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 {
 	struct mm *mm;
@@ -277,9 +348,9 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	int r;
 
 	CONTROL_THREAD();
-	if (!mm_window_ok(p->window_base, p->window_size))
+	if (!p->parent && !mm_window_ok(p->window_base, p->window_size))
 		return ARENA_E_INVALID;
-	*out = attach_resume(v, p);
+	*out = p->parent ? fork_resume(v, p) : attach_resume(v, p);
 	if (*out)
 		return 0;
 	mm = mem_alloc(sizeof(*mm));
@@ -287,7 +358,10 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 		return ARENA_E_NO_MEMORY;
 	mm_init(mm, v, v->state->header->next_mm);
 	mm->process_domain = p->process_domain;
-	call_prepare(v, VIRT_CALL_ATTACH, 0, mm->id, p->peer, 0, 0);
+	if (p->parent)
+		call_prepare(v, VIRT_CALL_FORK, p->parent->id, mm->id, 0, 0, 0);
+	else
+		call_prepare(v, VIRT_CALL_ATTACH, 0, mm->id, p->peer, 0, 0);
 	truth_store(&v->state->header->next_mm, mm->id + 1);
 	LIST_INSERT_HEAD(&v->mms, mm, link);
 	v->nr_mms++;
@@ -302,7 +376,11 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 		r = slot_get(mm, mm->domain, false, &slot, &is_new);
 	if (!r) {
 		slot_use(mm, slot);
+		r = p->parent ? mm_copy_memory(p->parent, mm) : 0;
+	}
+	if (!r)
 		r = record_write(mm, p);
+	if (!r) {
 	}
 	if (r) {
 		mm_destroy(mm);
@@ -342,6 +420,7 @@ struct mm *mm_destroy(struct mm *mm)
 	if (mm->channel)
 		keep_counts(mm);
 	flush_drop_all(mm);
+	cow_forget(mm, 0, UINT64_MAX);
 	if (mm->tables)
 		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, NULL);
 	vma_free_all(mm);

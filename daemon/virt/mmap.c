@@ -223,16 +223,12 @@ struct protect {
 	bool any;
 };
 
-static int protect_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+static int protect_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
 	struct protect *p = arg;
-	uint64_t old = *ref->entry;
-	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
-	const struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
-	uint64_t fresh = vma_entry(p->vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
-				   old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
+	uint64_t fresh = entry_refresh(p->vma, addr, ref);
 
-	if (fresh == old)
+	if (fresh == *ref->entry)
 		return 0;
 	pte_switch(mm, ref, fresh);
 	p->any = true;

@@ -123,6 +123,16 @@ bool pgtable_lookup(const struct mm *mm, uint64_t addr, struct pte_ref *ref)
 	}
 }
 
+void pgtable_parent(const struct mm *mm, struct pte_ref *ref)
+{
+	const struct table_info *t = &mm->tables[ref->table];
+
+	ref->table = t->parent;
+	ref->level++;
+	ref->index = t->index;
+	ref->entry = &pgtable_entries(mm, ref->table)[ref->index];
+}
+
 /* A table between parent entry and its future entries: linked only after it is complete. */
 static int table_link(struct mm *mm, const struct pte_ref *parent, uint32_t *out)
 {
@@ -222,7 +232,8 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	if (page->flags & PG_ANON)
 		phys_node_stat_add(phys_node(v->phys, pfn_zone(v->phys, head)->node), NR_ANON_THPS,
 				   -1);
-	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER && !page->private_) {
+	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER &&
+	    page->refcount == 1) {
 		/* Ours alone: the block becomes single frames, each with its own entry. */
 		split_page(v->phys, head);
 		state_event(v->state, EV_THP_SPLIT_PAGE, 1);

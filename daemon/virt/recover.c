@@ -265,7 +265,7 @@ static int recover_mm(struct recovery *r, struct mm_record *rec)
 		return -ENOMEM;
 	mm_init(mm, r->v, rec->id);
 	mm->record = rec;
-	own = rec->id && rec->checksum == mm_checksum(rec) && !id_is_taken(r->v, rec->id);
+	own = rec->id && rec->checksum == mm_checksum(rec, rec->state) && !id_is_taken(r->v, rec->id);
 	e = own ? mm_recover(r, mm) : mm_damaged(mm, "its record");
 	if (e == ARENA_E_INVALID) {
 		condemn(r, mm, own);
@@ -277,6 +277,11 @@ static int recover_mm(struct recovery *r, struct mm_record *rec)
 	}
 	if (mm->id >= r->v->state->header->next_mm)
 		truth_store(&r->v->state->header->next_mm, mm->id + 1);
+	/* Whose it was about to become had not been told. */
+	if (rec->state == MM_FORKED) {
+		truth_store(&rec->pid, 0u);
+		truth_store(&rec->peer, 0u);
+	}
 	mm->kept = true;
 	LIST_INSERT_HEAD(&r->v->mms, mm, link);
 	r->v->nr_mms++;

@@ -365,7 +365,8 @@ static int recover_parts(struct recovery *r, struct mm *mm)
 {
 	int e;
 
-	if (mm->record->state != 1 || mm->record->checksum != mm_checksum(mm->record))
+	if ((mm->record->state != MM_LIVE && mm->record->state != MM_FORKED) ||
+	    mm->record->checksum != mm_checksum(mm->record, mm->record->state))
 		return mm_damaged(mm, "its record, in state %u", mm->record->state);
 	e = take_file(mm, "mm", ARENA_MM_FILE_SIZE, &mm->file);
 	if (!e)

@@ -12,6 +12,8 @@
  *	CLOSE        handle, object
  *	UNLINK       object, uid of the caller
  *	ATTACH       peer
+ *	FORK         child
+ *	SNAPSHOT     start of the copy, length
  *
  * All other operations may simply be done again: what is done of them already is found done.
  */
@@ -29,6 +31,8 @@ enum virt_call {
 	VIRT_CALL_CLOSE,
 	VIRT_CALL_UNLINK,
 	VIRT_CALL_ATTACH,
+	VIRT_CALL_FORK,
+	VIRT_CALL_SNAPSHOT,
 };
 
 static inline uint64_t call_tag(enum virt_call call, uint32_t mm)

@@ -37,6 +37,21 @@ uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool 
 	return e | ((uint64_t)(of_object ? vma->slot : 0) << ARENA_PTE_SLOT_SHIFT);
 }
 
+uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_ref *ref)
+{
+	uint64_t old = *ref->entry, fresh;
+	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
+	struct virt *v = vma->mm->virt;
+	const struct page *page = pfn_to_page(v->phys, frame_head(v, pfn));
+
+	fresh = vma_entry(vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
+			  old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
+	if ((fresh & ~old & ARENA_PTE_WRITE) && (page->flags & PG_ANON) &&
+	    !cow_exclusive(vma->mm, addr, ref))
+		fresh &= ~ARENA_PTE_WRITE;
+	return fresh;
+}
+
 static struct node *frame_node(struct virt *v, pfn_t pfn)
 {
 	return phys_node(v->phys, pfn_zone(v->phys, pfn)->node);
@@ -148,7 +163,10 @@ int split_leaf_at(struct mm *mm, uint64_t addr)
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any)
 {
 	struct zap z = {.start = start, .end = end};
-	int r = split_leaf_at(mm, start);
+	int r;
+
+	cow_forget(mm, start, end);
+	r = split_leaf_at(mm, start);
 
 	if (!r)
 		r = split_leaf_at(mm, end);

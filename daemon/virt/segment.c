@@ -88,6 +88,25 @@ static void handle_set(struct mm *mm, uint32_t handle, struct object *o, uint32_
 	truth_store(&r->object, o->id);
 }
 
+int handle_copy_all(struct mm *to, const struct mm *from)
+{
+	uint32_t i;
+
+	if (!from->nr_handles)
+		return 0;
+	to->handles = mem_array(from->nr_handles, sizeof(*to->handles));
+	if (!to->handles)
+		return ARENA_E_NO_MEMORY;
+	to->nr_handles = from->nr_handles;
+	for (i = 0; i < from->nr_handles; i++) {
+		const struct handle *h = &from->handles[i];
+
+		if (h->object)
+			handle_set(to, i + 1, h->object, h->slot, h->writable);
+	}
+	return 0;
+}
+
 static void handle_clear(struct mm *mm, uint32_t handle)
 {
 	struct handle *h = &mm->handles[handle - 1];

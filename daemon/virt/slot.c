@@ -120,6 +120,30 @@ void slot_end_lingering(struct mm *mm, uint64_t acked)
 	}
 }
 
+int slot_copy_all(struct mm *to, const struct mm *from)
+{
+	uint32_t i;
+	int r;
+
+	for (i = 0; i < from->nr_slots; i++) {
+		const struct slot *s = &from->slots[i];
+
+		while (i >= to->nr_slots) {
+			r = slot_grow(to);
+			if (r)
+				return r;
+		}
+		/* Slot 0 is there, and what only waits for a flush of the other's is nothing here. */
+		if (!i || !s->domain || s->linger)
+			continue;
+		to->slots[i] =
+			(struct slot){.domain = domain_get(s->domain), .readonly = s->readonly};
+		truth_store(&to->slot_records[i].readonly, (uint32_t)s->readonly);
+		truth_store(&to->slot_records[i].domain, domain_id(s->domain));
+	}
+	return 0;
+}
+
 void slot_free_all(struct mm *mm)
 {
 	uint32_t i;

@@ -218,6 +218,13 @@ static uint32_t check_limbo(struct mm *mm, struct counts *c)
 	return tables;
 }
 
+static void count_job(void *ctx, pfn_t block)
+{
+	struct counts *c = ctx;
+
+	c->refs[block]++;
+}
+
 static void check_mm(struct mm *mm, struct counts *c)
 {
 	struct mm_check k = {.c = c};
@@ -227,6 +234,7 @@ static void check_mm(struct mm *mm, struct counts *c)
 	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
 	    k.leaves != mm->leaves)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
+	cow_for_each_block(mm, count_job, c);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,

@@ -63,11 +63,15 @@ struct mm_params {
 	const char *comm;
 	uint32_t peer;       /* its connection: client-PEER of the store */
 	uint64_t start_time; /* of the process, os_process_start() */
+	struct mm *parent;   /* NULL, or what to copy: window and domain are its own, cred->pid is 0 */
 	bool process_domain; /* isolation=process: a domain of its own, else its uid's */
 };
 
 /* ARENA_E_INVALID (window), ARENA_E_NO_MEMORY, ARENA_E_TOO_MANY. */
 int mm_create(struct virt *v, const struct mm_params *params, struct mm **out);
+/* A copy for a child of fork(2) is made with params->parent, and becomes somebody's later. */
+int mm_adopt(struct mm *mm, const struct credentials *cred, const char *comm, uint32_t peer,
+	     uint64_t start_time);
 /* The client is gone and has nothing mapped: every frame comes back now. NULL allowed. */
 struct mm *mm_destroy(struct mm *mm);
 
@@ -116,6 +120,12 @@ struct mm *mm_find_pid(struct virt *v, pid_t pid);
  * more. Until then no frame that it may have mapped is used again.
  */
 struct mm *mm_next_condemned(struct virt *v, const struct mm *mm);
+/* Every entry that maps an anonymous frame, in whatever mm; stops at a non-zero return. For rooms
+ * above: struct vma and pte_ref are internal.h's. */
+struct vma;
+struct pte_ref;
+typedef int (*rmap_visitor)(struct vma *vma, uint64_t addr, struct pte_ref *ref, void *arg);
+int rmap_walk(struct virt *v, pfn_t pfn, rmap_visitor fn, void *arg);
 uint64_t virt_limbo_pages(const struct virt *v);
 
 /* VMAs in address order, for maps. */
@@ -142,6 +152,9 @@ struct vm_mmap_args {
 int vm_mmap(struct mm *mm, const struct vm_mmap_args *args, uint64_t *out);
 int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len);
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
+/* A private copy of a private range at a new address, of this moment. ARENA_E_NOT_MAPPED,
+ * ARENA_E_UNSUPPORTED (shared memory), ARENA_E_INVALID. */
+int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out);
 int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu);
 /* Does a bounded piece; *next is where to go on, addr + len when done. */
 int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,

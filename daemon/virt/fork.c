@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * fork.c - copies of address spaces and of ranges that share their frames until somebody writes.
+ *
+ *	mm_fork()       a new mm with all of the parent's VMAs, handles and slots, for a child process
+ *	vm_snapshot()   one range again at another place of the same mm
+ *
+ * Both do the same to each present entry of private memory: it loses the right to write, and an equal
+ * one is installed in the copy, with a reference of its own. So the cost grows with entries, and a leaf
+ * is one. What writes do after that is cow.c's. Frames of objects are not shared this way: the copy
+ * finds them when it faults.
+ *
+ * The copy is the memory of one moment, though other threads go on writing: it is that of the flush.
+ * Writes that the client makes before it applies the flush lie in shared frames, and a client applies
+ * all of a flush under one hold of its tlb lock, before it gets any right that was given after the
+ * flush was posted (tlb_refill()); cow_fault() gives none before the acknowledgement.
+ *
+ * A crash: a child's record is made live last, so a half-made one is left over and freed; a half-made
+ * snapshot is unmapped and made again. Entries that lost their right meanwhile get it back by a fault.
+ *
+ * rmap: frames of an mm and of all that came from it by fork have one anon_family and keep their linear
+ * index, so that whoever maps a frame is found by looking there (rmap_walk()).
+ */
+#include "daemon/virt/internal.h"
+#include "daemon/virt/resume.h"
+
+struct sharing {
+	struct vma *to;
+	uint64_t shift; /* of addresses, modulo 2^64 */
+	bool any;       /* an entry lost its right */
+};
+
+static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
+{
+	struct sharing *s = arg;
+	struct virt *v = mm->virt;
+	uint64_t entry = *ref->entry;
+	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head = frame_head(v, pfn);
+	struct pte_ref to;
+	int r;
+
+	if (!(pfn_to_page(v->phys, head)->flags & PG_ANON))
+		return 0;
+	r = pgtable_get(s->to->mm, addr + s->shift, ref->level, &to);
+	if (r)
+		return r;
+	if (entry & ARENA_PTE_WRITE) {
+		entry &= ~ARENA_PTE_WRITE;
+		pte_switch(mm, ref, entry);
+		s->any = true;
+	}
+	get_page(v->phys, head);
+	map_frame(s->to, &to, pfn, entry & ~ARENA_PTE_AHEAD);
+	return 0;
+}
+
+/* The entries of [start, end), which lies in `from`, in `to` as well. */
+static int share_entries(struct vma *from, struct vma *to, uint64_t start, uint64_t end,
+			 uint64_t shift)
+{
+	struct sharing s = {.to = to, .shift = shift};
+	struct mm *mm = from->mm;
+	int r;
+
+	/* A copy has its borders where a leaf may not. */
+	r = split_leaf_at(mm, start);
+	if (!r)
+		r = split_leaf_at(mm, end);
+	if (!r)
+		r = pgtable_walk(mm, start, end, share_one, &s);
+	if (s.any) {
+		flush_post(mm, ARENA_FLUSH_WRPROTECT, start, end);
+		mm->wp_seq = mm->posted;
+	}
+	return r;
+}
+
+/* ---- fork ------------------------------------------------------------------------------------ */
+
+static int fork_vma(struct mm *child, struct vma *v)
+{
+	struct vma_template t = {
+		.start = v->start,
+		.end = v->end,
+		.pgoff = v->pgoff,
+		.flags = v->flags & ~VM_LOCKED_MASK,
+		.prot = v->prot,
+		.slot = v->slot,
+		.object = v->object,
+	};
+	struct vma *copy;
+	int r;
+
+	if (v->flags & (VM_DONTCOPY | VM_SPECIAL))
+		return 0;
+	r = vma_insert(child, &t);
+	if (r || v->flags & (VM_SHARED | VM_WIPEONFORK))
+		return r;
+	copy = vma_find(child, v->start);
+	return share_entries(v, copy, v->start, v->end, 0);
+}
+
+int mm_copy_memory(struct mm *parent, struct mm *child)
+{
+	struct vma *v;
+	int r;
+
+	cow_forget(parent, 0, UINT64_MAX);
+	r = slot_copy_all(child, parent);
+	if (!r)
+		r = handle_copy_all(child, parent);
+	RB_FOREACH(v, vma_tree, &parent->vmas) {
+		if (r)
+			break;
+		r = fork_vma(child, v);
+	}
+	return r;
+}
+
+/* ---- snapshot -------------------------------------------------------------------------------- */
+
+/* Every page of [start, end) is mapped, and privately. */
+static int snapshot_check(const struct mm *mm, uint64_t start, uint64_t end)
+{
+	const struct vma *v;
+	uint64_t at;
+
+	for (at = start; at < end; at = v->end) {
+		v = vma_find(mm, at);
+		if (!v || v->start > at)
+			return ARENA_E_NOT_MAPPED;
+		if (v->flags & VM_SPECIAL)
+			return ARENA_E_INVALID;
+		if (v->flags & VM_SHARED)
+			return ARENA_E_UNSUPPORTED;
+	}
+	return 0;
+}
+
+/* A free place at the same distance from a leaf's border, so that leaves stay leaves. */
+static int snapshot_place(struct mm *mm, uint64_t start, uint64_t len, uint64_t *at)
+{
+	uint64_t offset = start % ARENA_LEAF_SIZE, free_at;
+	int r = area_find(mm, len + ARENA_LEAF_SIZE, 0, &free_at);
+
+	if (r)
+		return area_find(mm, len, 0, at);
+	*at = ALIGN_DOWN(free_at, ARENA_LEAF_SIZE) + offset;
+	if (*at < free_at)
+		*at += ARENA_LEAF_SIZE;
+	return 0;
+}
+
+static int snapshot_vma(struct vma *v, uint64_t start, uint64_t end, uint64_t shift)
+{
+	struct vma_template t = {
+		.start = start + shift,
+		.end = end + shift,
+		.pgoff = vma_pgoff(v, start),
+		.flags = v->flags & ~(VM_LOCKED_MASK | VM_GROWSDOWN),
+		.prot = v->prot,
+		.slot = v->slot,
+		.object = v->object,
+	};
+	struct mm *mm = v->mm;
+	int r = vma_insert(mm, &t);
+
+	return r ? r : share_entries(v, vma_find(mm, t.start), start, end, shift);
+}
+
+int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out)
+{
+	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), to, at, arg[JOURNAL_ARGS];
+	struct vma *v;
+	int r;
+
+	CONTROL_THREAD();
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || !range_ok(addr, len) || end <= addr ||
+	    !window_contains(mm, addr, end))
+		return ARENA_E_INVALID;
+	/* What a worker before us had made of it was told to nobody. */
+	if (call_resume(mm->virt, VIRT_CALL_SNAPSHOT, mm->id, arg) && arg[2] == end - addr &&
+	    range_ok(arg[1], arg[2]) && window_contains(mm, arg[1], arg[1] + arg[2]) &&
+	    (arg[1] >= end || arg[1] + arg[2] <= addr)) {
+		r = vm_munmap(mm, arg[1], arg[2]);
+		if (r)
+			return r;
+	}
+	r = snapshot_check(mm, addr, end);
+	if (!r)
+		r = snapshot_place(mm, addr, end - addr, &to);
+	if (r)
+		return r;
+	call_prepare(mm->virt, VIRT_CALL_SNAPSHOT, mm->id, to, end - addr, 0, 0);
+	cow_forget(mm, addr, end);
+	for (at = addr; at < end && !r; at = MIN(v->end, end)) {
+		v = vma_find(mm, at);
+		r = snapshot_vma(v, at, MIN(v->end, end), to - addr);
+		/* Inserting may have merged it away. */
+		v = vma_find(mm, at);
+	}
+	if (r) {
+		vm_munmap(mm, to, end - addr);
+		return r;
+	}
+	*out = to;
+	return 0;
+}
+
+/* ---- reverse mapping --------------------------------------------------------------------------- */
+
+/* The entry at addr, if it maps the frame. */
+static bool entry_maps(const struct mm *mm, uint64_t addr, pfn_t pfn, struct pte_ref *ref)
+{
+	pfn_t mapped;
+
+	if (!pgtable_lookup(mm, addr, ref) || !(*ref->entry & ARENA_PTE_PRESENT))
+		return false;
+	mapped = (pfn_t)arena_pte_pfn(*ref->entry);
+	if (ref->level)
+		mapped += arena_table_index(addr, 0);
+	return mapped == pfn;
+}
+
+static int rmap_walk_mm(struct mm *mm, pfn_t pfn, uint32_t index, rmap_visitor fn, void *arg)
+{
+	struct vma *v, *next;
+
+	for (v = RB_MIN(vma_tree, &mm->vmas); v; v = next) {
+		uint32_t first = vma_anon_index(v, v->start);
+		uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT, addr;
+		struct pte_ref ref;
+		int r;
+
+		next = vma_next(v);
+		if (v->flags & (VM_SHARED | VM_SPECIAL) || (uint32_t)(index - first) >= pages)
+			continue;
+		addr = v->start + ((uint64_t)(uint32_t)(index - first) << ARENA_PAGE_SHIFT);
+		if (!entry_maps(mm, addr, pfn, &ref))
+			continue;
+		r = fn(v, addr, &ref, arg);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int rmap_walk(struct virt *v, pfn_t pfn, rmap_visitor fn, void *arg)
+{
+	pfn_t head = frame_head(v, pfn);
+	const struct page *page = head == PFN_NONE ? NULL : pfn_to_page(v->phys, head);
+	struct mm *mm;
+	int r = 0;
+
+	if (!page || !(page->flags & PG_ANON))
+		return 0;
+	LIST_FOREACH(mm, &v->mms, link) {
+		if (mm->anon_family != page->mapping)
+			continue;
+		r = rmap_walk_mm(mm, pfn, page->index + (pfn - head), fn, arg);
+		if (r)
+			break;
+	}
+	return r;
+}
