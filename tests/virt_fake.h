@@ -88,6 +88,29 @@ static inline struct fake_client *client_up(struct fake_machine *m, uid_t uid, p
 	return c;
 }
 
+/* The child of a fork, attached. */
+static inline struct fake_client *client_fork(struct fake_client *parent, pid_t pid)
+{
+	struct fake_client *c = calloc(1, sizeof(*c));
+	struct credentials nobody = parent->cred;
+	struct mm_params params = {.parent = parent->mm, .comm = "child", .cred = &nobody};
+	void *at;
+
+	assert_non_null(c);
+	nobody.pid = 0;
+	c->m = parent->m;
+	c->cred = (struct credentials){.pid = pid, .uid = parent->cred.uid, .gid = parent->cred.gid};
+	assert_int_equal(mm_create(c->m->virt, &params, &c->mm), 0);
+	assert_int_equal(mm_adopt(c->mm, &c->cred, "child", 0, 0), 0);
+	assert_int_equal(os_map(mm_file(c->mm), 0, ARENA_MM_FILE_SIZE, OS_MAP_READ, &at), 0);
+	c->file = at;
+	c->channel = mm_channel(c->mm);
+	c->ring = (struct arena_flush_entry *)(void *)((uint8_t *)mm_channel(c->mm) +
+						       ARENA_CHANNEL_FLUSH);
+	memcpy(c->slot_fd, parent->slot_fd, sizeof(c->slot_fd));
+	return c;
+}
+
 static inline struct fake_client *client_down(struct fake_client *c)
 {
 	if (!c)
@@ -209,11 +232,14 @@ static inline uint8_t *client_frame(const struct fake_client *c, uint64_t addr)
 	return (uint8_t *)domain_address(d, pfn) + (addr & ~ARENA_PAGE_MASK);
 }
 
+static inline void client_ack(struct fake_client *c, uint64_t upto);
+
 /* An access: refill if the entry permits it, else fault. NULL: refused, see *refusal. */
 static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint32_t access,
 				     unsigned cpu, struct fault_refusal *refusal)
 {
 	unsigned level, tries;
+	int r;
 
 	*refusal = (struct fault_refusal){0};
 	for (tries = 0; tries < 3; tries++) {
@@ -223,7 +249,12 @@ static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint3
 			client_refill(c, addr, e, level);
 			return client_frame(c, addr);
 		}
-		assert_int_equal(vm_fault(c->mm, addr, access, cpu, refusal), 0);
+		r = vm_fault(c->mm, addr, access, cpu, refusal);
+		if (r == ARENA_E_AGAIN) {
+			client_ack(c, mm_flush_posted(c->mm));
+			r = 0;
+		}
+		assert_int_equal(r, 0);
 		if (refusal->signo)
 			return NULL;
 	}

@@ -120,7 +120,7 @@ static struct cow_job *job_start(struct vma *vma, uint64_t addr, unsigned cpu)
 	uint64_t base = addr & ARENA_LEAF_MASK;
 	struct alloc_request rq = {
 		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | GFP_READY_ONLY | ARENA_GFP_NOWARN,
+		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | GFP_HOLE_OK | ARENA_GFP_NOWARN,
 		.order = ARENA_LEAF_ORDER,
 		.cpu = cpu,
 		.hint = PFN_NONE,
@@ -136,7 +136,7 @@ static struct cow_job *job_start(struct vma *vma, uint64_t addr, unsigned cpu)
 	j = mem_alloc(sizeof(*j));
 	if (!j)
 		return NULL;
-	/* Memory that is ready, or none: then the copy goes by pages, and the frames elsewhere. */
+	/* Without a block the copy goes by pages, and the frames lie elsewhere. */
 	if (alloc_pages(mm->virt->phys, &rq, &got)) {
 		free(j);
 		return NULL;

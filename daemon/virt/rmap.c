@@ -123,7 +123,7 @@ void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
 {
 	unsigned pages = entry_pages(*ref->entry);
 	pfn_t head = entry_leave(mm, *ref->entry);
-	struct page *page = pfn_to_page(mm->virt->phys, pfn);
+	struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
 
 	page->mapcount++;
 	entry_count(mm, page, pfn, entry, 1);
