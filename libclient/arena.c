@@ -272,7 +272,7 @@ static int attach_rpc(struct arena *a, int fds[NR_ATTACH_FDS])
 	return -EPROTO;
 }
 
-static int map_shared(struct arena *a, int mm_fd, int channel_fd)
+int client_map_shared(struct arena *a, int mm_fd, int channel_fd)
 {
 	struct tlb *t = &a->tlb;
 	char *channel;
@@ -316,7 +316,7 @@ static int take_over(struct arena *a, int fds[NR_ATTACH_FDS])
 	if (r < 0)
 		return r;
 	TAKE_FD(arena_fd);
-	r = map_shared(a, mm_fd, channel_fd);
+	r = client_map_shared(a, mm_fd, channel_fd);
 	if (r < 0)
 		return r;
 	r = flush_thread_start(a);
@@ -363,6 +363,11 @@ static int attach(struct arena *a)
 	if (link_state(a) == LINK_LOST)
 		flush_thread_nudge(a);
 	return 0;
+}
+
+void client_publish(struct arena *a)
+{
+	publish_window(slot_of(a), &a->tlb);
 }
 
 int client_enter(const struct arena *a)

@@ -165,6 +165,24 @@ int arena_madvise(arena_t *a, void *addr, size_t len, int advice)
 	return plain_call(a, &request);
 }
 
+void *arena_snapshot(arena_t *a, const void *addr, size_t len)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__Snapshot call = ARENA__SNAPSHOT__INIT;
+	struct mail_reply m;
+	int r = client_enter_attached(a);
+
+	call.address = (uintptr_t)addr;
+	call.length = len;
+	request.call_case = ARENA__REQUEST__CALL_SNAPSHOT;
+	request.snapshot = &call;
+	if (r == 0)
+		r = mailbox_call(a, &request, &m, false);
+	if (r == 0 && m.reply->result_case != ARENA__REPLY__RESULT_ADDRESS)
+		r = -EPROTO;
+	return client_return(r) < 0 ? MAP_FAILED : (void *)(uintptr_t)m.reply->address->address;
+}
+
 int arena_null(arena_t *a)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;

@@ -26,7 +26,8 @@ static void flush_and_ack(struct arena *a, bool blocked)
 
 void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
 {
-	if (load_acquire(&a->tlb.applied) >= seq || faultpoint("client.flush.call"))
+	/* Applied is not enough: a refill applies too, and leaves the acknowledgement to us. */
+	if (load_acquire(&a->tlb.channel->flush_ack) >= seq || faultpoint("client.flush.call"))
 		return;
 	flush_and_ack(a, blocked);
 }
@@ -34,7 +35,8 @@ void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
 void flush_thread_pass(struct arena *a)
 {
 	if (a->tlb.channel && !load_acquire(&a->flush_stop) &&
-	    load_acquire(&a->tlb.applied) < load_acquire(&a->tlb.channel->flush_head) &&
+	    load_acquire(&a->tlb.channel->flush_ack) <
+		    load_acquire(&a->tlb.channel->flush_head) &&
 	    !faultpoint("client.flush"))
 		flush_and_ack(a, true);
 }

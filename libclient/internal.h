@@ -95,6 +95,12 @@ struct arena {
 	bool flush_running;
 	uint32_t flush_stop;
 	bool trapped; /* counted by trap_install() */
+
+	/* fork.c */
+	uint32_t forking; /* futex: 1 between the copy and the child */
+	pid_t forker;     /* thread */
+	uint32_t child_id; /* of the copy; 0: none, the child has no arena */
+	uint8_t child_token[16];
 };
 
 struct arena_shm {
@@ -118,6 +124,10 @@ void client_for_each(void (*f)(struct arena *a));
  */
 struct arena *client_get_window(uint64_t addr, unsigned *hold);
 void client_put_window(unsigned hold);
+/* Map the mm file and the channel that attach brought. */
+int client_map_shared(struct arena *a, int mm_fd, int channel_fd);
+/* The window is there for traps (again). */
+void client_publish(struct arena *a);
 /* fork.c: the child has no windows and no trap. */
 void client_forget_windows(void);
 /* errno and -1 for a negative r, else r. */
@@ -184,6 +194,8 @@ bool link_owns_socket(const struct arena *a);
 
 /* One attempt. 0 or -errno. */
 int link_reconnect(struct arena *a, uint64_t deadline);
+/* In the child of fork(): attach to its own copy, whose number and token are in place. */
+int link_attach_child(struct arena *a, uint64_t deadline);
 /* The flush thread: try, if it is time to. 0: the link is not lost any more; else ns to sleep. */
 uint64_t link_restore(struct arena *a);
 
@@ -238,5 +250,7 @@ void sigchain_after_fork(bool child);
 /* ---- fork.c ---- */
 
 int fork_handlers_register(void);
+/* In a trap: another thread is in fork(), whose child shall have the memory of one moment. */
+void fork_gate(struct arena *a);
 
 #endif

@@ -183,6 +183,28 @@ int link_reconnect(struct arena *a, uint64_t deadline)
 	return 0;
 }
 
+int link_attach_child(struct arena *a, uint64_t deadline)
+{
+	struct attempt t = {.arena = a, .sock = -1, .deadline = deadline, .b = a->spare};
+	int r = sock_connect(a, &t.sock);
+
+	if (r == 0)
+		r = sock_hello(a, t.sock, t.b, deadline);
+	if (r == 0)
+		r = ask_attach(&t);
+	if (r == 0)
+		r = client_map_shared(a, t.fds[FD_MM], t.fds[FD_CHANNEL]);
+	if (r == 0) {
+		install(&t);
+		t.sock = a->sock;
+		link_restored(a);
+		r = ask_slots(&t);
+		t.sock = -1;
+	}
+	give_up(&t);
+	return r;
+}
+
 /* Whatever else goes wrong may go right the next time. */
 static bool is_final(struct arena *a, int r, uint64_t now)
 {

@@ -216,6 +216,17 @@ static int map_run(struct tlb *t, const struct tlb_run *run)
 	return 0;
 }
 
+/*
+ * What was posted before the entries were read comes first: a right that the daemon gave after it
+ * took others away is not to be had before those are gone (snapshots and forks depend on it).
+ */
+static bool flush_is_due(const struct tlb *t)
+{
+	return load_acquire(&t->channel->flush_head) != t->applied;
+}
+
+static uint64_t apply_ring(struct tlb *t);
+
 /* Map the run around a present entry; a window full of mappings is emptied first. */
 static int refill_entry(struct tlb *t, uint64_t addr, const struct tlb_walk *w, struct tlb_run *run)
 {
@@ -224,12 +235,14 @@ static int refill_entry(struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 	if (tlb_nr_maps(t) + 2 > t->max_maps)
 		evict(t);
 	tlb_find_run(t, addr, w, run);
+	if (flush_is_due(t))
+		return TLB_AGAIN;
 	r = map_run(t, run);
 	if (r != -ENOMEM)
 		return r;
 	evict(t);
 	tlb_find_run(t, addr, w, run);
-	return map_run(t, run);
+	return flush_is_due(t) ? TLB_AGAIN : map_run(t, run);
 }
 
 int tlb_refill(struct tlb *t, uint64_t addr, unsigned access, struct tlb_span *holes)
@@ -238,9 +251,13 @@ int tlb_refill(struct tlb *t, uint64_t addr, unsigned access, struct tlb_span *h
 	struct tlb_run run;
 	int r;
 
-	if (!tlb_walk(t, addr, &w) || !tlb_permits(w.pte, access))
-		return TLB_MISS;
-	r = refill_entry(t, addr, &w, &run);
+	do {
+		if (!tlb_walk(t, addr, &w) || !tlb_permits(w.pte, access))
+			return TLB_MISS;
+		r = refill_entry(t, addr, &w, &run);
+		if (r == TLB_AGAIN)
+			apply_ring(t);
+	} while (r == TLB_AGAIN);
 	if (r == 0 && holes && tlb_is_writable_hole(w.pte)) {
 		holes->start = ALIGN_DOWN(addr, ARENA_LEAF_SIZE);
 		holes->end = run.end;
@@ -262,15 +279,20 @@ static uint64_t refill_step(struct tlb *t, uint64_t addr, unsigned access)
 	struct tlb_walk w;
 	struct tlb_run run;
 	uint64_t span, start;
+	int r;
 
 	present = tlb_walk(t, addr, &w);
 	span = UINT64_C(1) << (ARENA_PAGE_SHIFT + 9 * w.level);
 	start = ALIGN_DOWN(addr, span);
 	if (!present || !tlb_permits(w.pte, access) ||
-	    tlb_note_covers(t, page_of(t, start), span >> ARENA_PAGE_SHIFT, w.pte) ||
-	    refill_entry(t, addr, &w, &run) < 0)
+	    tlb_note_covers(t, page_of(t, start), span >> ARENA_PAGE_SHIFT, w.pte))
 		return start + span;
-	return run.end;
+	r = refill_entry(t, addr, &w, &run);
+	if (r == TLB_AGAIN) {
+		apply_ring(t);
+		return addr;
+	}
+	return r < 0 ? start + span : run.end;
 }
 
 void tlb_refill_range(struct tlb *t, uint64_t start, uint64_t end, unsigned access)
@@ -391,9 +413,9 @@ static bool copy_entry(const struct tlb *t, uint64_t seq, struct arena_flush_ent
 	       load_acquire(&e->seq) == seq;
 }
 
-uint64_t tlb_flush(struct tlb *t, bool blocked)
+/* Under the lock: all that was posted. The acknowledgement is another's, soon (flush_thread.c). */
+static uint64_t apply_ring(struct tlb *t)
 {
-	uint64_t mask = tlb_lock(t, blocked);
 	uint64_t head = load_acquire(&t->channel->flush_head);
 	uint64_t seq = t->applied;
 
@@ -412,6 +434,14 @@ uint64_t tlb_flush(struct tlb *t, bool blocked)
 		seq++;
 	}
 	store_release(&t->applied, seq);
+	return seq;
+}
+
+uint64_t tlb_flush(struct tlb *t, bool blocked)
+{
+	uint64_t mask = tlb_lock(t, blocked);
+	uint64_t seq = apply_ring(t);
+
 	tlb_unlock(t, mask, blocked);
 	return seq;
 }

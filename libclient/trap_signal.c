@@ -77,6 +77,7 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 		struct tlb_span holes = {0};
 		int r;
 
+		fork_gate(a);
 		tlb_lock(&a->tlb, true);
 		r = tlb_refill(&a->tlb, addr, access, &holes);
 		tlb_unlock(&a->tlb, 0, true);

@@ -41,6 +41,9 @@ int handle_fault(struct call *call)
 	if (m->access != PROT_READ && m->access != PROT_WRITE && m->access != PROT_EXEC)
 		return ARENA_E_INVALID;
 	r = vm_fault(call->peer->mm, m->address, m->access, call_cpu(call, m->cpu), &refusal);
+	/* The client shall acknowledge what is posted before it asks again. */
+	if (r == ARENA_E_AGAIN)
+		call->posted = UINT64_MAX;
 	if (r)
 		return r;
 	reply = CALL_RESULT(call, fault, FAULT);

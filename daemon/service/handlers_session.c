@@ -143,7 +143,7 @@ int handle_attach(struct call *call)
 	int r;
 
 	if (m->mm_id)
-		return reattach(call);
+		return attach_forked(call, &r) ? r : reattach(call);
 	if (p->mm && !attach_was_interrupted(p))
 		return ARENA_E_BUSY;
 	/* Frames must not be given to a process whose death we would not hear of. */

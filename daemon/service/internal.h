@@ -170,6 +170,7 @@ struct call {
 		Arena__ShmStatReply shm_stat;
 		Arena__AllocPagesReply alloc_pages;
 		Arena__AttrReadReply attr_read;
+		Arena__ForkReply fork;
 	} result;
 	int fds[ARENA_SOCKET_MAX_FDS];
 	bool own_fd[ARENA_SOCKET_MAX_FDS]; /* closed when the reply is out */
@@ -270,6 +271,7 @@ bool channel_pending(const struct peer *p);
 LIST_HEAD(peer_list, peer);
 TAILQ_HEAD(polled_list, peer);
 TAILQ_HEAD(finished_list, later);
+LIST_HEAD(forked_list, forked);
 
 struct service {
 	struct machine *machine;
@@ -285,6 +287,7 @@ struct service {
 	unsigned nr_peers;
 	struct polled_list polled;
 	struct finished_list finished;
+	struct forked_list forked; /* copies that wait for a child */
 	bool stopping;
 	bool interrupted;   /* the last worker died in a call that nobody has looked after */
 	bool worked;        /* since last asked: something was served */
@@ -327,6 +330,12 @@ int service_recover(struct service *s);
 
 /* The kernel's word on who connected; groups are malloc'ed. 0, -errno. */
 int peer_credentials(int fd, struct credentials *cred, gid_t **groups);
+/* A copy of an address space waits for its child, for a while. */
+int service_expect_child(struct service *s, struct mm *mm);
+void service_forget_children(struct service *s, bool free_memory);
+bool attach_forked(struct call *call, int *r);
+bool service_token_is(const struct mm *mm, const ProtobufCBinaryData *given);
+
 void service_accept_cb(evutil_socket_t fd, short what, void *data);
 void service_unwatch_keeper(struct service *s);
 void service_block_signals(struct service *s);

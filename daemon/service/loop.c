@@ -448,6 +448,7 @@ int service_create(const struct service_params *params, struct service **out)
 	s->listen_fd = params->listen_fd;
 	LIST_INIT(&s->peers);
 	LIST_INIT(&s->closed);
+	LIST_INIT(&s->forked);
 	TAILQ_INIT(&s->polled);
 	TAILQ_INIT(&s->finished);
 	r = create_events(s);
@@ -496,6 +497,7 @@ struct service *service_destroy(struct service *s)
 	s->listen_retry = NULL;
 	while ((p = LIST_FIRST(&s->peers)))
 		peer_destroy(p);
+	service_forget_children(s, true);
 	free_service(s);
 	return NULL;
 }
@@ -508,6 +510,7 @@ struct service *service_abandon(struct service *s)
 		return NULL;
 	while ((p = LIST_FIRST(&s->peers)))
 		peer_abandon(p);
+	service_forget_children(s, false);
 	free_service(s);
 	return NULL;
 }

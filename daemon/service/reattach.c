@@ -21,7 +21,7 @@ static struct peer *find_owner(const struct service *s, uint32_t id)
 }
 
 /* In a time that does not tell how much of it was right. */
-static bool token_is(const struct mm *mm, const ProtobufCBinaryData *given)
+bool service_token_is(const struct mm *mm, const ProtobufCBinaryData *given)
 {
 	const uint8_t *token = mm_token(mm);
 	uint8_t differs = 0;
@@ -37,7 +37,7 @@ static int may_take_over(const struct peer *p, const struct peer *owner, const A
 {
 	if (!owner)
 		return ARENA_E_STALE;
-	if (!token_is(owner->mm, &m->token) || mm_pid(owner->mm) != p->cred.pid ||
+	if (!service_token_is(owner->mm, &m->token) || mm_pid(owner->mm) != p->cred.pid ||
 	    mm_uid(owner->mm) != p->cred.uid || p->pidfd < 0)
 		return ARENA_E_ACCESS;
 	if (owner->refused)

@@ -162,7 +162,9 @@ int service_recover(struct service *s)
 		r = take_connection(s, id);
 	for (mm = mm_next(s->machine->virt, NULL); mm && !r; mm = next) {
 		next = mm_next(s->machine->virt, mm);
-		if (!is_taken(s, mm))
+		if (mm_is_forked(mm))
+			r = service_expect_child(s, mm);
+		else if (!is_taken(s, mm))
 			r = take_orphan(s, mm);
 	}
 	s->interrupted = st->header->serving || st->journal->phase != JOURNAL_NONE;

@@ -7,6 +7,11 @@ uint32_t mm_id(const struct mm *mm)
 	return mm->id;
 }
 
+bool mm_is_forked(const struct mm *mm)
+{
+	return mm->record->state == MM_FORKED;
+}
+
 const uint8_t *mm_token(const struct mm *mm)
 {
 	return mm->header->token;

@@ -70,6 +70,7 @@ struct mm_params {
 /* ARENA_E_INVALID (window), ARENA_E_NO_MEMORY, ARENA_E_TOO_MANY. */
 int mm_create(struct virt *v, const struct mm_params *params, struct mm **out);
 /* A copy for a child of fork(2) is made with params->parent, and becomes somebody's later. */
+bool mm_is_forked(const struct mm *mm); /* not yet anybody's */
 int mm_adopt(struct mm *mm, const struct credentials *cred, const char *comm, uint32_t peer,
 	     uint64_t start_time);
 /* The client is gone and has nothing mapped: every frame comes back now. NULL allowed. */

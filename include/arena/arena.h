@@ -73,6 +73,14 @@ int arena_mprotect(arena_t *a, void *addr, size_t len, int prot);
 /* madvise(2): MADV_NORMAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTNEED, MADV_WILLNEED,
  * MADV_RANDOM, MADV_SEQUENTIAL, MADV_POPULATE_READ, MADV_POPULATE_WRITE. EINVAL otherwise. */
 int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
+/*
+ * A private copy of [addr, addr + len) at a new address, as it is at this moment even while other
+ * threads write to it. Frames are shared until one side writes, so the cost grows with page-table
+ * leaves, not bytes. The copy is unmapped with arena_munmap(). MAP_FAILED and errno: EINVAL
+ * (misaligned, length 0, outside the window), ENOMEM (part of it is not mapped; no room), ENOTSUP
+ * (shared memory in the range).
+ */
+void *arena_snapshot(arena_t *a, const void *addr, size_t len);
 /* Fault the whole range in now, for reading (write = 0) or writing, as MADV_POPULATE_*.
  * ENOMEM (not mapped, or out of memory), EFAULT (the mapping does not permit it). */
 int arena_populate(arena_t *a, void *addr, size_t len, int write);
