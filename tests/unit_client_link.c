@@ -365,11 +365,6 @@ static void closing_does_not_wait(void **state)
 	arena_close(a);
 }
 
-static void *call_of_old(void *arg)
-{
-	return null_call(arg);
-}
-
 /* fork() asks for a copy as any call asks; where none comes in time the child has no arena. */
 static void forking_waits_so_long(void **state)
 {
