@@ -9,11 +9,13 @@
  *
  * The locks of all that the child goes on to use are taken before fork() and let go after it, so that
  * it finds nothing half-done. The two mutexes that are held while the daemon is waited for are not:
- * fork() does not wait for it, and in the child they are made anew.
+ * fork() does not wait for it, and in the child they are made anew. (A thread on a stack of arena memory
+ * leaves out the tlb lock: its child ends at once, without a stack.)
  */
 #include <errno.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/util.h"
 #include "libclient/internal.h"
 
@@ -21,22 +23,29 @@ static uint64_t mask_before;
 
 static void lock_tlb(struct arena *a)
 {
-	small_lock_acquire(&a->tlb.lock);
+	if (!client_on_window_stack(a))
+		small_lock_acquire(&a->tlb.lock);
 }
 
 static void unlock_tlb(struct arena *a)
 {
-	small_lock_release(&a->tlb.lock);
+	if (!client_on_window_stack(a))
+		small_lock_release(&a->tlb.lock);
 }
 
 static void disown(struct arena *a)
 {
-	if (a->sock >= 0)
-		close(a->sock);
-	if (a->doorbell >= 0)
-		close(a->doorbell);
+	/* With an agent the numbers are not of this process's table. */
+	if (a->agent.running) {
+		tlb_slots_forget(&a->tlb);
+		a->sock = a->doorbell = -1;
+	}
+	closep(&a->sock);
+	closep(&a->doorbell);
 	tlb_slots_close(&a->tlb);
 	a->sock = a->doorbell = -1;
+	agent_forget(a);
+	a->trap = (struct userfault_trap){.fd = -1, .stop_fd = -1};
 	/* What these pointed to did not come along. */
 	a->mm_map = a->channel_map = NULL;
 	a->tlb.notes = NULL;
