@@ -42,6 +42,7 @@ enum os_map_flags {
 	OS_MAP_READ = 1 << 3,
 	OS_MAP_EXEC = 1 << 4,
 	OS_MAP_DONTFORK = 1 << 5,
+	OS_MAP_PRIVATE = 1 << 6, /* not shared: for files that are open for reading only */
 };
 
 /* Map a shared file anywhere; *out is page aligned, 2 MiB aligned if OS_MAP_HUGE. */
@@ -70,6 +71,9 @@ uint64_t os_max_map_count(void); /* Not signal-safe. */
  * timeout_ns 0: for ever. */
 int os_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns);
 int os_futex_wake(uint32_t *word, int n);
+/* The same between threads of one process: by address, whatever memory is mapped there. */
+int os_futex_wait_private(uint32_t *word, uint32_t expected, uint64_t timeout_ns);
+int os_futex_wake_private(uint32_t *word, int n);
 int os_eventfd(void);        /* non-blocking, close-on-exec */
 int os_eventfd_ring(int fd); /* add 1; never blocks on a descriptor of our own */
 int os_eventfd_drain(int fd);

@@ -163,6 +163,12 @@ static int to_prot(unsigned flags)
 	       (flags & OS_MAP_EXEC ? PROT_EXEC : 0);
 }
 
+/* A private mapping that is not written to needs no memory of its own. */
+static int sharing(unsigned flags)
+{
+	return flags & OS_MAP_PRIVATE ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
+}
+
 static int raw_mmap(void *addr, uint64_t len, int prot, int flags, int fd, uint64_t offset,
 		    void **out)
 {
@@ -224,7 +230,7 @@ static int populate_mapping(void *addr, uint64_t len, unsigned flags)
 int os_map(int fd, uint64_t offset, uint64_t len, unsigned flags, void **out)
 {
 	uint64_t bytes = ALIGN_UP(len, (uint64_t)os_page_size());
-	int where = MAP_SHARED;
+	int where = sharing(flags);
 	void *p = NULL;
 	int r;
 
@@ -259,8 +265,8 @@ int os_map_fixed(void *addr, uint64_t len, int fd, uint64_t offset, unsigned fla
 {
 	int populate = flags & OS_MAP_POPULATE ? MAP_POPULATE : 0;
 	void *p;
-	int r = raw_mmap(addr, len, to_prot(flags), MAP_SHARED | MAP_FIXED | populate, fd, offset,
-			 &p);
+	int r = raw_mmap(addr, len, to_prot(flags), sharing(flags) | MAP_FIXED | populate, fd,
+			 offset, &p);
 
 	return r < 0 ? r : advise_mapping(addr, len, flags);
 }
@@ -376,22 +382,42 @@ uint64_t os_max_map_count(void)
 
 /* ---- waiting ---- */
 
-int os_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns)
+static int futex_wait(uint32_t *word, int op, uint32_t expected, uint64_t timeout_ns)
 {
 	struct timespec ts = {
 		.tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
 		.tv_nsec = (long)(timeout_ns % NSEC_PER_SEC),
 	};
-	long r = syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns ? &ts : NULL, NULL, 0);
+	long r = syscall(SYS_futex, word, op, expected, timeout_ns ? &ts : NULL, NULL, 0);
 
 	return r < 0 ? -errno : 0;
 }
 
-int os_futex_wake(uint32_t *word, int n)
+static int futex_wake(uint32_t *word, int op, int n)
 {
-	long r = syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
+	long r = syscall(SYS_futex, word, op, n, NULL, NULL, 0);
 
 	return r < 0 ? -errno : (int)r;
+}
+
+int os_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns)
+{
+	return futex_wait(word, FUTEX_WAIT, expected, timeout_ns);
+}
+
+int os_futex_wake(uint32_t *word, int n)
+{
+	return futex_wake(word, FUTEX_WAKE, n);
+}
+
+int os_futex_wait_private(uint32_t *word, uint32_t expected, uint64_t timeout_ns)
+{
+	return futex_wait(word, FUTEX_WAIT_PRIVATE, expected, timeout_ns);
+}
+
+int os_futex_wake_private(uint32_t *word, int n)
+{
+	return futex_wake(word, FUTEX_WAKE_PRIVATE, n);
 }
 
 int os_eventfd(void)

@@ -164,7 +164,8 @@ void pin_self(int cpu)
 
 arena_t *child_open(struct child_result *r, const char *socket)
 {
-	struct arena_options options = {.size = sizeof(options), .socket = socket};
+	struct arena_options options = {
+		.size = sizeof(options), .socket = socket, .trap = ARENA_TRAP_SIGNAL};
 	arena_t *a;
 
 	if (arena_open(&options, &a) < 0)

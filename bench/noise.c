@@ -61,7 +61,8 @@ static void victim_child(void *arg, struct child_result *r)
 
 static arena_t *connect_and_map(struct child_result *r, const char *socket, bool must)
 {
-	struct arena_options options = {.size = sizeof(options), .socket = socket};
+	struct arena_options options = {
+		.size = sizeof(options), .socket = socket, .trap = ARENA_TRAP_SIGNAL};
 	arena_t *a;
 
 	if (arena_open(&options, &a) < 0) {

@@ -220,6 +220,7 @@ static int reserve_window(struct arena *a)
 static void release_window(struct arena *a)
 {
 	flush_thread_stop(a);
+	userfault_trap_stop(a);
 	tlb_notes_exit(&a->tlb);
 	if (a->tlb.size)
 		os_unmap((void *)(uintptr_t)a->tlb.base, a->tlb.size);
@@ -320,6 +321,10 @@ static int take_over(struct arena *a, int fds[NR_ATTACH_FDS])
 	if (r < 0)
 		return r;
 	r = flush_thread_start(a);
+	if (r == 0 && a->trap.on) {
+		trap_keep(a);
+		r = userfault_trap_start(a);
+	}
 	if (r < 0)
 		return r;
 	pthread_mutex_lock(&client_mutex);
@@ -342,6 +347,8 @@ static int attach(struct arena *a)
 	store_release(&a->attaching, 1);
 	a->spare = mem_alloc(sizeof(*a->spare));
 	r = a->spare ? reserve_window(a) : -ENOMEM;
+	if (r == 0 && a->trap.on)
+		r = userfault_trap_reserve(a);
 	if (r == 0)
 		r = tlb_notes_init(&a->tlb);
 	if (r == 0)
@@ -370,6 +377,20 @@ void client_publish(struct arena *a)
 	publish_window(slot_of(a), &a->tlb);
 }
 
+static void attach_job(struct arena *a, void *arg)
+{
+	*(int *)arg = attach(a);
+}
+
+static int choose_and_attach(struct arena *a)
+{
+	int r = trap_choose(a);
+
+	if (r == 0)
+		agent_run(a, attach_job, &r);
+	return r;
+}
+
 int client_enter(const struct arena *a)
 {
 	if (!slot_of(a))
@@ -386,7 +407,7 @@ int client_enter_attached(struct arena *a)
 	pthread_mutex_lock(&a->open_mutex);
 	r = client_enter(a);
 	if (r == 0)
-		r = attach(a);
+		r = choose_and_attach(a);
 	pthread_mutex_unlock(&a->open_mutex);
 	return r;
 }
@@ -409,9 +430,8 @@ static int take_options(const struct arena_options *options, struct arena_option
 		if (((const char *)options)[i])
 			return -EINVAL;
 	memcpy(o, options, MIN(options->size, sizeof(*o)));
-	if (o->trap == ARENA_TRAP_USERFAULTFD)
-		return -ENOTSUP;
-	if (o->trap != ARENA_TRAP_AUTO && o->trap != ARENA_TRAP_SIGNAL)
+	if (o->trap != ARENA_TRAP_AUTO && o->trap != ARENA_TRAP_SIGNAL &&
+	    o->trap != ARENA_TRAP_USERFAULTFD)
 		return -EINVAL;
 	return o->window > WINDOW_SIZE_MAX ? -EINVAL : 0;
 }
@@ -425,7 +445,10 @@ static uint64_t wanted_window(uint64_t asked)
 
 static void free_arena(struct arena *a)
 {
-	closep(&a->sock);
+	if (a->agent.running)
+		agent_stop(a); /* and the descriptors with it */
+	else
+		closep(&a->sock);
 	pthread_mutex_destroy(&a->sock_mutex);
 	pthread_mutex_destroy(&a->open_mutex);
 	free(a);
@@ -446,12 +469,17 @@ static int open_arena(const struct arena_options *options, struct arena **out)
 	if (!a)
 		return -ENOMEM;
 	a->sock = a->doorbell = -1;
+	a->trap.fd = a->trap.stop_fd = -1;
+	a->trap_wanted = o.trap;
 	a->window_wanted = wanted_window(o.window);
 	a->wait_ms = o.wait_ms ? o.wait_ms : WAIT_DEFAULT_MS;
 	a->link = LINK_LOST;
 	pthread_mutex_init(&a->sock_mutex, NULL);
 	pthread_mutex_init(&a->open_mutex, NULL);
 	r = connect_daemon(a, o.socket);
+	/* Who insists hears it now, and may close all descriptors from here on. */
+	if (r == 0 && o.trap == ARENA_TRAP_USERFAULTFD)
+		r = trap_choose(a);
 	if (r == 0) {
 		pthread_mutex_lock(&client_mutex);
 		r = registry_add(a);
@@ -509,6 +537,21 @@ static void forget_closed(struct arena *a)
 	a->doorbell = a->sock = -1;
 }
 
+static void close_job(struct arena *a, void *arg)
+{
+	(void)arg;
+	release_window(a);
+	store_release(&a->closing, 0);
+	say_bye(a);
+}
+
+static void release_job(struct arena *a, void *arg)
+{
+	(void)arg;
+	forget_closed(a);
+	release_space(a);
+}
+
 void arena_close(arena_t *a)
 {
 	struct registry_slot *s;
@@ -525,15 +568,12 @@ void arena_close(arena_t *a)
 		store_release(&a->closing, 1);
 		withdraw_window(s);
 		store_release(&a->attached, 0);
-		release_window(a);
-		store_release(&a->closing, 0);
-		say_bye(a);
+		agent_run(a, close_job, NULL);
 	}
 	pthread_mutex_lock(&client_mutex);
 	if (a->trapped)
 		trap_uninstall();
-	forget_closed(a);
-	release_space(a);
+	agent_run(a, release_job, NULL);
 	store_release(&s->arena, NULL);
 	pthread_mutex_unlock(&client_mutex);
 	free_arena(a);

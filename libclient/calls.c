@@ -45,7 +45,7 @@ static int populate(struct arena *a, uint64_t start, uint64_t len, bool write)
 			return -EPROTO;
 		piece.address = m.reply->populate->next;
 	} while (piece.address < end);
-	tlb_refill_range(&a->tlb, start, end, write ? PROT_WRITE : PROT_READ);
+	client_map_range(a, start, end, write ? PROT_WRITE : PROT_READ);
 	return 0;
 }
 
@@ -136,7 +136,10 @@ int arena_mprotect(arena_t *a, void *addr, size_t len, int prot)
 	call.prot = (uint32_t)prot;
 	request.call_case = ARENA__REQUEST__CALL_MPROTECT;
 	request.mprotect = &call;
-	return plain_call(a, &request);
+	if (plain_call(a, &request) < 0)
+		return -1;
+	client_rights_given(a, call.address, len, call.prot);
+	return 0;
 }
 
 int arena_populate(arena_t *a, void *addr, size_t len, int write)

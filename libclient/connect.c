@@ -394,27 +394,49 @@ static bool await_connection(struct arena *a, uint64_t deadline)
 	return link_look(a, deadline);
 }
 
-/* Cannot be cancelled between request and reply. */
-static ssize_t call_until_answered(struct arena *a, struct sock_buffer *b, bool is_attach, int *fds,
-				   unsigned max_fds, unsigned *nr_fds)
+struct socket_job {
+	struct sock_buffer *b;
+	bool is_attach;
+	int *fds;
+	unsigned max_fds, *nr_fds;
+	ssize_t result;
+};
+
+static void call_until_answered(struct arena *a, void *arg)
 {
+	struct socket_job *j = arg;
 	uint64_t deadline = link_deadline(a);
 	ssize_t n;
+
+	do {
+		pthread_mutex_lock(&a->sock_mutex);
+		n = call_locked(a, j->b, j->is_attach, deadline, j->fds, j->max_fds, j->nr_fds);
+		pthread_mutex_unlock(&a->sock_mutex);
+	} while (n == -ENOTCONN && await_connection(a, deadline));
+	j->result = n == -ENOTCONN ? -ECONNRESET : n;
+}
+
+/* Where the socket is, and not to be cancelled between request and reply. */
+static ssize_t run_call(struct arena *a, struct socket_job *j)
+{
 	int cancel;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-	do {
-		pthread_mutex_lock(&a->sock_mutex);
-		n = call_locked(a, b, is_attach, deadline, fds, max_fds, nr_fds);
-		pthread_mutex_unlock(&a->sock_mutex);
-	} while (n == -ENOTCONN && await_connection(a, deadline));
+	agent_run(a, call_until_answered, j);
 	pthread_setcancelstate(cancel, NULL);
-	return n == -ENOTCONN ? -ECONNRESET : n;
+	return j->result;
 }
 
 int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds)
 {
+	struct socket_job job = {
+		.b = b,
+		.is_attach = request->call_case == ARENA__REQUEST__CALL_ATTACH,
+		.fds = fds,
+		.max_fds = max_fds,
+		.nr_fds = nr_fds,
+	};
 	int r;
 	ssize_t n;
 
@@ -423,8 +445,7 @@ int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 	r = sock_pack(request, b);
 	if (r < 0)
 		return r;
-	n = call_until_answered(a, b, request->call_case == ARENA__REQUEST__CALL_ATTACH, fds,
-				max_fds, nr_fds);
+	n = run_call(a, &job);
 	if (n < 0)
 		return (int)n;
 	r = sock_unpack(b, (size_t)n, reply, fds, nr_fds);

@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * flush_thread.c - one thread per address space that applies what the daemon takes away while no
- * call of ours is under way. It sleeps on flush_word and has all signals blocked. The daemon wakes it
- * only when an acknowledgement is late; we do when the connection was lost, which it makes anew
- * (reconnect.c), passing by the ring all the while.
+ * call of ours is under way. It sleeps on flush_word. The daemon wakes it only when an acknowledgement is
+ * late; we do when the connection was lost, which it makes anew (reconnect.c), passing by the ring all
+ * the while. It also takes the tlb lock for threads that must not (client_locked()).
  */
-#include <errno.h>
 #include <limits.h>
-#include <sys/prctl.h>
 
 #include "base/faultpoint.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/internal.h"
 
-#define STACK_SIZE (128u << 10)
-
 static void flush_and_ack(struct arena *a, bool blocked)
 {
 	uint64_t seq = tlb_flush(&a->tlb, blocked);
 
-	if (!faultpoint("client.ack"))
-		tlb_ack(&a->tlb, seq, a->doorbell);
+	if (!faultpoint("client.ack") && tlb_ack(&a->tlb, seq))
+		client_ring(a);
+}
+
+static void flush_job(struct arena *a, void *arg)
+{
+	flush_and_ack(a, *(bool *)arg);
 }
 
 void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
@@ -29,7 +30,7 @@ void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
 	/* Applied is not enough: a refill applies too, and leaves the acknowledgement to us. */
 	if (load_acquire(&a->tlb.channel->flush_ack) >= seq || faultpoint("client.flush.call"))
 		return;
-	flush_and_ack(a, blocked);
+	client_locked(a, flush_job, &blocked);
 }
 
 void flush_thread_pass(struct arena *a)
@@ -39,6 +40,8 @@ void flush_thread_pass(struct arena *a)
 		    load_acquire(&a->tlb.channel->flush_head) &&
 	    !faultpoint("client.flush"))
 		flush_and_ack(a, true);
+	if (library_thread_is_of(a))
+		jobs_do(a, &a->flush_jobs);
 }
 
 static void *flush_main(void *arg)
@@ -46,7 +49,7 @@ static void *flush_main(void *arg)
 	struct arena *a = arg;
 	struct arena_channel_header *ch = a->tlb.channel;
 
-	prctl(PR_SET_NAME, "arena-flush");
+	library_thread_enter(a, "arena-flush");
 	for (;;) {
 		uint32_t word = load_acquire(&ch->flush_word);
 		uint64_t pause = 0;
@@ -64,23 +67,10 @@ static void *flush_main(void *arg)
 
 int flush_thread_start(struct arena *a)
 {
-	pthread_attr_t attr;
-	uint64_t mask;
-	int r;
+	int r = library_thread_start(&a->flush_thread, flush_main, a);
 
-	r = pthread_attr_init(&attr);
-	if (r)
-		return -r;
-	pthread_attr_setstacksize(&attr, MAX((size_t)STACK_SIZE, (size_t)PTHREAD_STACK_MIN));
-	mask = signals_block_all();
-	r = pthread_create(&a->flush_thread, &attr, flush_main, a);
-	/* A program with large thread-local data has no room for it on a small stack. */
-	if (r == EINVAL)
-		r = pthread_create(&a->flush_thread, NULL, flush_main, a);
-	signals_restore(mask);
-	pthread_attr_destroy(&attr);
 	a->flush_running = r == 0;
-	return -r;
+	return r;
 }
 
 /*
@@ -91,6 +81,15 @@ void flush_thread_nudge(struct arena *a)
 {
 	__atomic_fetch_add(&a->tlb.channel->flush_word, UINT32_C(1) << 20, __ATOMIC_SEQ_CST);
 	os_futex_wake(&a->tlb.channel->flush_word, INT_MAX);
+}
+
+void flush_thread_run(struct arena *a, job_fn *fn, void *arg)
+{
+	struct job j = {.fn = fn, .arg = arg};
+
+	job_add(&a->flush_jobs, &j);
+	flush_thread_nudge(a);
+	job_wait(&j);
 }
 
 void flush_thread_stop(struct arena *a)

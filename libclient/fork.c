@@ -17,7 +17,7 @@
  * of other memory, as the kernel copies it a little later, is no older; but a thread may hold what
  * prepare handlers of others wait for, therefore nobody waits there for ever.
  *
- * Where the daemon does not make a copy, or the child cannot attach, the child has none of the arena:
+ * An arena whose trap is userfaultfd is not copied yet. Where the daemon does not make a copy, or the child cannot attach, the child has none of the arena:
  * calls fail with EBADF, a touch of its memory is a SIGSEGV, arena_close() frees the handle.
  */
 #include <errno.h>
@@ -27,6 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/os.h"
 #include "base/util.h"
@@ -65,7 +66,7 @@ static void copy_space(struct arena *a)
 
 	a->child_id = 0;
 	if (!load_acquire(&a->attached) || load_acquire(&a->closing) || a->foreign ||
-	    link_state(a) == LINK_DEAD)
+	    link_state(a) == LINK_DEAD || a->trap.on)
 		return;
 	store_relaxed(&a->forker, thread_id());
 	store_release(&a->forking, 1);
@@ -79,9 +80,12 @@ static void copy_space(struct arena *a)
 	memcpy(a->child_token, m.reply->fork->token.data, sizeof(a->child_token));
 }
 
+/* A thread on a stack of arena memory leaves out the tlb lock: its child ends at once, without a
+ * stack. */
 static void lock_tlb(struct arena *a)
 {
-	small_lock_acquire(&a->tlb.lock);
+	if (!client_on_window_stack(a))
+		small_lock_acquire(&a->tlb.lock);
 }
 
 static void prepare(void)
@@ -97,7 +101,8 @@ static void prepare(void)
 
 static void let_go(struct arena *a)
 {
-	small_lock_release(&a->tlb.lock);
+	if (!client_on_window_stack(a))
+		small_lock_release(&a->tlb.lock);
 	if (!load_relaxed(&a->forking))
 		return;
 	store_release(&a->forking, 0);
@@ -119,13 +124,18 @@ static void forget_parent(struct arena *a)
 {
 	struct tlb t = {.base = a->tlb.base, .size = a->tlb.size};
 
+	/* With an agent the numbers are not of this process's table. */
+	if (a->agent.running) {
+		tlb_slots_forget(&a->tlb);
+		a->sock = a->doorbell = -1;
+	}
 	memcpy(t.slots, a->tlb.slots, sizeof(t.slots));
 	a->tlb = t;
-	if (a->sock >= 0)
-		close(a->sock);
-	if (a->doorbell >= 0)
-		close(a->doorbell);
+	closep(&a->sock);
+	closep(&a->doorbell);
 	a->sock = a->doorbell = -1;
+	agent_forget(a);
+	a->trap = (struct userfault_trap){.fd = -1, .stop_fd = -1};
 	a->mm_map = a->channel_map = NULL;
 	a->flush_running = a->trapped = false;
 	a->flush_stop = a->attached = a->forking = 0;

@@ -9,7 +9,8 @@
  *   mailbox.c       calls through the channel; allowed in traps
  *   tlb.h           page table walk, notes, refill, flush
  *   flush_thread.c  applies what the daemon takes away
- *   trap_signal.c   SIGSEGV in a window: refill or FAULT
+ *   trap.h          a miss: refill or FAULT; by SIGSEGV or by userfaultfd
+ *   agent.h         where descriptors are that the program cannot close
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
  *   calls.c shm.c pages.c attr.c   the public calls
  *   fork.c          the child of fork() has none of this
@@ -33,7 +34,9 @@
 
 #include "arena/abi.h"
 #include "arena/arena.h"
+#include "libclient/agent.h"
 #include "libclient/tlb.h"
+#include "libclient/trap.h"
 #include "proto/frame.h"
 
 #define CLIENT_VERSION "0.1.0"
@@ -94,6 +97,7 @@ struct arena {
 	pthread_t flush_thread;
 	bool flush_running;
 	uint32_t flush_stop;
+	struct job_list flush_jobs;
 	bool trapped; /* counted by trap_install() */
 
 	/* fork.c */
@@ -101,6 +105,9 @@ struct arena {
 	pid_t forker;     /* thread */
 	uint32_t child_id; /* of the copy; 0: none, the child has no arena */
 	uint8_t child_token[16];
+	enum arena_trap trap_wanted;
+	struct userfault_trap trap;
+	struct agent agent;
 };
 
 struct arena_shm {
@@ -221,20 +228,10 @@ void flush_thread_stop(struct arena *a);
 void flush_thread_nudge(struct arena *a);
 /* While it waits for something else: apply what is in the ring. */
 void flush_thread_pass(struct arena *a);
+/* Have it call fn(a, arg), which takes the tlb lock and nothing else; wait for that. */
+void flush_thread_run(struct arena *a, job_fn *fn, void *arg);
 /* In a calling thread: apply the ring at least up to `seq`. */
 void client_flush_upto(struct arena *a, uint64_t seq, bool blocked);
-
-/* ---- trap_signal.c ---- */
-
-struct fault_signal {
-	int signo, code;
-};
-
-int trap_install(void); /* counted; under client_mutex */
-void trap_uninstall(void);
-void trap_forget(void); /* in the child of fork(): nobody needs it any more */
-/* Make [addr] accessible. 0, or 1 and the signal that refuses it. */
-int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused);
 
 /* ---- sigchain.c ---- */
 

@@ -128,7 +128,7 @@ static void send_request(struct arena *a, int nr)
 	__atomic_fetch_or(&ch->pending, UINT64_C(1) << nr, __ATOMIC_SEQ_CST);
 	/* After the bit: a daemon that goes to sleep clears daemon_poll, then looks at the bits. */
 	if (!__atomic_load_n(&ch->daemon_poll, __ATOMIC_SEQ_CST))
-		os_eventfd_ring(load_relaxed(&a->doorbell));
+		client_ring(a);
 }
 
 static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m)
@@ -161,7 +161,7 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 	ASSERT(!small_lock_held(&a->tlb.lock));
 	if (link_state(a) == LINK_DEAD || link_told(a))
 		return -ECONNRESET;
-	nr = take(a);
+	nr = userfault_trap_serving(a) ? TRAP_MAILBOX : take(a);
 	if (nr < 0)
 		return nr;
 	r = exchange(a, nr, request, m);
@@ -169,10 +169,15 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 	if (r == -ECONNRESET)
 		return r;
 	store_release(&a->mail.box[nr].state, ARENA_MAILBOX_FREE);
-	give_back(&a->mail, nr);
+	if (nr != TRAP_MAILBOX || !a->trap.on)
+		give_back(&a->mail, nr);
 	if (r < 0)
 		return r;
 	if (m->reply->flush_seq)
 		client_flush_upto(a, m->reply->flush_seq, blocked);
-	return m->reply->error > 0 ? -m->reply->error : 0;
+	if (m->reply->error > 0)
+		return -m->reply->error;
+	if (request->call_case != ARENA__REQUEST__CALL_FAULT)
+		userfault_trap_forgive(a);
+	return 0;
 }

@@ -31,7 +31,7 @@ void *arena_alloc_pages(arena_t *a, unsigned gfp, unsigned order)
 	if (client_return(r) < 0)
 		return NULL;
 	address = m.reply->alloc_pages->address;
-	tlb_refill_range(&a->tlb, address, address + len, PROT_WRITE);
+	client_map_range(a, address, address + len, PROT_WRITE);
 	return (void *)(uintptr_t)address;
 }
 
@@ -52,21 +52,32 @@ int arena_free_pages(arena_t *a, void *addr, unsigned order)
 	return client_return(r);
 }
 
+struct pfn_job {
+	uint64_t addr;
+	int64_t pfn;
+};
+
+static void pfn_job(struct arena *a, void *arg)
+{
+	struct pfn_job *job = arg;
+	uint64_t addr = job->addr, mask = tlb_lock(&a->tlb, false);
+	struct tlb_walk w = {0};
+
+	tlb_walk(&a->tlb, addr, &w);
+	tlb_unlock(&a->tlb, mask, false);
+	if (w.pte)
+		job->pfn = (int64_t)(arena_pte_pfn(w.pte) +
+				     (w.level ? arena_table_index(addr, 0) : 0));
+}
+
 int64_t arena_virt_to_pfn(arena_t *a, const void *addr)
 {
-	uint64_t at = (uintptr_t)addr, mask;
-	struct tlb_walk w;
-	int64_t pfn = -1;
+	struct pfn_job job = {.addr = (uintptr_t)addr, .pfn = -1};
 	int r = client_enter_attached(a);
 
 	if (r < 0)
 		return client_return(r);
-	if (at >= a->tlb.base && at - a->tlb.base < a->tlb.size) {
-		mask = tlb_lock(&a->tlb, false);
-		if (tlb_walk(&a->tlb, at, &w))
-			pfn = (int64_t)(arena_pte_pfn(w.pte) +
-					(w.level ? arena_table_index(at, 0) : 0));
-		tlb_unlock(&a->tlb, mask, false);
-	}
-	return pfn < 0 ? client_return(-EFAULT) : pfn;
+	if (job.addr >= a->tlb.base && job.addr - a->tlb.base < a->tlb.size)
+		client_locked(a, pfn_job, &job);
+	return job.pfn < 0 ? client_return(-EFAULT) : job.pfn;
 }

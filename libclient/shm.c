@@ -75,20 +75,34 @@ static int exchange_open(struct arena *a, Arena__ShmOpen *call, uint32_t *segmen
 	return r;
 }
 
+struct open_job {
+	Arena__ShmOpen *call;
+	uint32_t *segment;
+	int result;
+};
+
+static void open_job(struct arena *a, void *arg)
+{
+	struct open_job *o = arg;
+
+	o->result = exchange_open(a, o->call, o->segment);
+}
+
 /*
  * From the request until its descriptor is in place no other thread opens a segment: the same
  * slot would be nothing new for it, and it would use the number before we have filled it.
  */
 static int shm_open_rpc(struct arena *a, Arena__ShmOpen *call, uint32_t *segment)
 {
-	int cancel, r;
+	struct open_job job = {.call = call, .segment = segment};
+	int cancel;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 	pthread_mutex_lock(&a->open_mutex);
-	r = exchange_open(a, call, segment);
+	agent_run(a, open_job, &job);
 	pthread_mutex_unlock(&a->open_mutex);
 	pthread_setcancelstate(cancel, NULL);
-	return r;
+	return job.result;
 }
 
 arena_shm_t *arena_shm_open(arena_t *a, const char *name, int oflag, mode_t mode)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tlb.c - refill, flush, eviction.
+ * tlb.c - refill, flush, eviction; and how the signal trap maps and unmaps.
  *
  * A refill that fails half-way may have lost the reservation of its range: mmap(2) unmaps first.
  * So every failure puts the reservation back. Where not even that succeeds nothing is known of
@@ -130,12 +130,47 @@ void tlb_slots_close(struct tlb *t)
 
 /* ---- mapping ---- */
 
-void tlb_drop(struct tlb *t)
+static int reservation_map(struct tlb *t, const struct tlb_run *run, int fd, unsigned flags)
 {
-	uint32_t nr = MIN(load_acquire(&t->header->nr_tables), t->nr_tables);
+	(void)t;
+	return os_map_fixed(pointer(run->start), run->end - run->start, fd,
+			    arena_pte_pfn(run->pte) << ARENA_PAGE_SHIFT, flags);
+}
+
+static int reservation_unmap(struct tlb *t, uint64_t start, uint64_t end)
+{
 	void *p;
 
-	BUG_ON(os_reserve(pointer(t->base), t->size, true, &p) < 0);
+	(void)t;
+	return os_reserve(pointer(start), end - start, true, &p);
+}
+
+static int reservation_drop(struct tlb *t)
+{
+	return reservation_unmap(t, t->base, t->base + t->size);
+}
+
+static unsigned reservation_max_leaves(const struct tlb *t, uint64_t addr, uint64_t pte)
+{
+	(void)t, (void)addr;
+	return tlb_is_writable_hole(pte) ? TLB_HOLE_RUN : TLB_LEAF_RUN;
+}
+
+const struct tlb_ops tlb_reservation_ops = {
+	.map = reservation_map,
+	.unmap = reservation_unmap,
+	.restore = reservation_unmap,
+	.drop = reservation_drop,
+	.evict = reservation_drop,
+	.max_leaves = reservation_max_leaves,
+	.wrprotects = true,
+};
+
+/* Nothing is mapped any more. */
+static void forget(struct tlb *t)
+{
+	uint32_t nr = MIN(load_acquire(&t->header->nr_tables), t->nr_tables);
+
 	tlb_notes_forget(t);
 	for (uint32_t i = 0; i < nr; i++)
 		for (unsigned w = 0; w < ARRAY_SIZE(t->bits[i].accessed); w++)
@@ -143,10 +178,29 @@ void tlb_drop(struct tlb *t)
 				store_relaxed(&t->bits[i].accessed[w], 0);
 }
 
+void tlb_drop(struct tlb *t)
+{
+	BUG_ON(tlb_ops(t)->drop(t) < 0);
+	if (tlb_ops(t)->keeps_mappings)
+		t->nr_stale += t->nr_starts + t->nr_pieces;
+	forget(t);
+}
+
 static void evict(struct tlb *t)
 {
-	tlb_drop(t);
+	BUG_ON(tlb_ops(t)->evict(t) < 0);
+	t->nr_stale = 0;
+	forget(t);
 	count(&t->channel->evictions, 1);
+}
+
+static void note_unmapped(struct tlb *t, uint64_t page, uint64_t nr)
+{
+	uint64_t before = tlb_nr_maps(t);
+
+	tlb_note_unmapped(t, page, nr);
+	if (tlb_ops(t)->keeps_mappings && tlb_nr_maps(t) < before)
+		t->nr_stale += before - tlb_nr_maps(t);
 }
 
 static void mark_bits(uint64_t *words, unsigned first, unsigned nr, bool set)
@@ -190,16 +244,11 @@ static int map_run(struct tlb *t, const struct tlb_run *run)
 	r = tlb_note_prepare(t, page);
 	if (r < 0)
 		return r;
-	r = faultpoint("client.refill")
-		    ? -ENOMEM
-		    : os_map_fixed(pointer(run->start), run->end - run->start, fd,
-				   arena_pte_pfn(run->pte) << ARENA_PAGE_SHIFT, flags);
+	r = faultpoint("client.refill") ? -ENOMEM : tlb_ops(t)->map(t, run, fd, flags);
 	if (r < 0) {
-		void *p;
-
 		/* At the limit of mappings the range's reservation comes back with the whole window. */
-		if (os_reserve(pointer(run->start), run->end - run->start, true, &p) < 0)
-			tlb_drop(t);
+		if (tlb_ops(t)->restore(t, run->start, run->end) < 0)
+			evict(t);
 		tlb_note_unmapped(t, page, nr);
 		return r;
 	}
@@ -232,7 +281,7 @@ static int refill_entry(struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 {
 	int r;
 
-	if (tlb_nr_maps(t) + 2 > t->max_maps)
+	if (tlb_nr_maps(t) + 2 > t->max_maps || faultpoint("client.evict"))
 		evict(t);
 	tlb_find_run(t, addr, w, run);
 	if (flush_is_due(t))
@@ -341,21 +390,20 @@ static void clear_accessed(struct tlb *t, uint64_t start, uint64_t end)
 }
 
 /* One system call for all that is mapped between: the gaps are reservation already. */
-static void flush_unmap(struct tlb *t, uint64_t start, uint64_t end)
+void tlb_unmap(struct tlb *t, uint64_t start, uint64_t end)
 {
 	uint64_t first = tlb_note_next(t, page_of(t, start), page_of(t, end), false);
 	uint64_t last = tlb_note_last(t, first, page_of(t, end));
 	uint64_t from = t->base + (first << ARENA_PAGE_SHIFT);
 	uint64_t to = t->base + (last << ARENA_PAGE_SHIFT);
-	void *p;
 
 	if (first == last)
 		return;
-	if (os_reserve(pointer(from), to - from, true, &p) < 0) {
+	if (tlb_ops(t)->unmap(t, from, to) < 0) {
 		evict(t);
 		return;
 	}
-	tlb_note_unmapped(t, first, last - first);
+	note_unmapped(t, first, last - first);
 	clear_accessed(t, from, to);
 }
 
@@ -390,8 +438,8 @@ static void apply(struct tlb *t, const struct arena_flush_entry *e)
 		tlb_drop(t); /* ARENA_FLUSH_ALL, or one that this library does not know */
 	else if (start >= end)
 		return;
-	else if (e->op == ARENA_FLUSH_UNMAP)
-		flush_unmap(t, start, end);
+	else if (e->op == ARENA_FLUSH_UNMAP || !tlb_ops(t)->wrprotects)
+		tlb_unmap(t, start, end);
 	else
 		flush_wrprotect(t, start, end);
 }
@@ -446,7 +494,7 @@ uint64_t tlb_flush(struct tlb *t, bool blocked)
 	return seq;
 }
 
-void tlb_ack(struct tlb *t, uint64_t seq, int doorbell)
+bool tlb_ack(struct tlb *t, uint64_t seq)
 {
 	uint64_t old = load_relaxed(&t->channel->flush_ack);
 
@@ -454,6 +502,5 @@ void tlb_ack(struct tlb *t, uint64_t seq, int doorbell)
 	while (old < seq && !__atomic_compare_exchange_n(&t->channel->flush_ack, &old, seq, false,
 							 __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		;
-	if (__atomic_load_n(&t->channel->flush_kick, __ATOMIC_SEQ_CST) == 1)
-		os_eventfd_ring(doorbell);
+	return __atomic_load_n(&t->channel->flush_kick, __ATOMIC_SEQ_CST) == 1;
 }

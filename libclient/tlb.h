@@ -2,9 +2,9 @@
 /*
  * tlb.h - the software TLB: the page table's walk, and the kernel mappings made from it.
  *
- * The window is one reservation (PROT_NONE). A refill replaces a run of it by a shared mapping
- * of an arena file, a flush puts the reservation back. What is mapped is noted here, by address
- * and in private memory, four bits a page:
+ * The window is one reservation, which traps every access. A refill replaces a run of it by a shared
+ * mapping of an arena file, a flush makes it trap again: how, is the trap's business (tlb_ops).
+ * What is mapped is noted here, by address and in private memory, four bits a page:
  *
  *     window   |  res  | VMA 1 | VMA 2 |     res     | VMA 3 |
  *     mapped    0 0 0 0 1 1 1 1 1 1 1 1 0 0 0 0 0 0 0 1 1 1 1
@@ -16,11 +16,11 @@
  * one. The accessed bits are kept too, for the daemon: hints.
  *
  * Invariants, all under `lock`:
- * - A page with a clear `mapped` bit is reservation; with a set one it maps what a present
- *   entry said at some time after the last flush of that page.
+ * - A page with a clear `mapped` bit traps; with a set one it maps what a present entry said at
+ *   some time after the last flush of that page.
  * - The entry is read and the mapping made under one hold, so no mapping outlives its flush.
- * - starts + pieces + 1 is the number of kernel mappings in the window, as good as it can be
- *   told without asking; never held across an RPC; nothing of the window is touched inside.
+ * - starts + pieces + stale + 1 is the number of kernel mappings in the window, as good as it can
+ *   be told without asking; never held across an RPC; nothing of the window is touched inside.
  */
 #ifndef LIBCLIENT_TLB_H
 #define LIBCLIENT_TLB_H
@@ -49,8 +49,30 @@ struct tlb_note {
 
 #define SLOTS_PER_CHUNK 64u
 
+struct tlb;
+struct tlb_run;
+
+/* What the two traps do differently. All under the lock; 0 or -errno. */
+struct tlb_ops {
+	/* Replace the run by a mapping of fd as `flags` (of os.h) and the run's entry say. */
+	int (*map)(struct tlb *t, const struct tlb_run *run, int fd, unsigned flags);
+	/* [start, end) traps again. */
+	int (*unmap)(struct tlb *t, uint64_t start, uint64_t end);
+	/* The same after map() failed: nothing is known of the range. */
+	int (*restore)(struct tlb *t, uint64_t start, uint64_t end);
+	/* The whole window traps again; `evict` also gives its kernel mappings back. */
+	int (*drop)(struct tlb *t);
+	int (*evict)(struct tlb *t);
+	/* How many leaves like `pte`, which is that of `addr`, one run may have. */
+	unsigned (*max_leaves)(const struct tlb *t, uint64_t addr, uint64_t pte);
+	bool wrprotects; /* mprotect(2) takes rights away without harm; else such ranges are unmapped */
+	bool keeps_mappings; /* unmap() and drop() leave the kernel's mappings where they are */
+};
+extern const struct tlb_ops tlb_reservation_ops; /* the signal trap's */
+
 struct tlb {
-	uint64_t base, size; /* the window */
+	const struct tlb_ops *ops; /* NULL: tlb_reservation_ops */
+	uint64_t base, size;       /* the window */
 	/* the mm file */
 	const struct arena_mm_header *header;
 	const uint64_t *tables; /* nr_tables * ARENA_PTRS_PER_TABLE */
@@ -65,10 +87,16 @@ struct tlb {
 	struct small_lock lock;
 	struct tlb_note *notes;
 	uint64_t nr_starts, nr_pieces;
-	uint64_t max_maps;                    /* drop everything above this estimate */
-	uint64_t applied;                     /* flushes done; read without the lock, too */
+	uint64_t nr_stale; /* kernel mappings left by unmap() and drop(), at most */
+	uint64_t max_maps; /* drop everything above this estimate */
+	uint64_t applied;  /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
+
+static inline const struct tlb_ops *tlb_ops(const struct tlb *t)
+{
+	return t->ops ? t->ops : &tlb_reservation_ops;
+}
 
 /* ---- walk.c ---- */
 
@@ -134,7 +162,7 @@ bool tlb_note_executable(const struct tlb *t, uint64_t page);
 
 static inline uint64_t tlb_nr_maps(const struct tlb *t)
 {
-	return t->nr_starts + t->nr_pieces + 1;
+	return t->nr_starts + t->nr_pieces + t->nr_stale + 1;
 }
 
 /* ---- tlb.c ---- */
@@ -171,10 +199,12 @@ void tlb_back_holes(struct tlb_span holes);
 void tlb_refill_range(struct tlb *t, uint64_t start, uint64_t end, unsigned access);
 /* Under the lock: unmap the window. */
 void tlb_drop(struct tlb *t);
+/* Under the lock: unmap what is mapped of the range. */
+void tlb_unmap(struct tlb *t, uint64_t start, uint64_t end);
 /* Takes the lock: apply the ring up to its head and return that number. */
 uint64_t tlb_flush(struct tlb *t, bool blocked);
-/* Every flush up to `seq` is done: tell the daemon. */
-void tlb_ack(struct tlb *t, uint64_t seq, int doorbell);
+/* Every flush up to `seq` is done: tell the daemon. True: it wants to hear the doorbell. */
+bool tlb_ack(struct tlb *t, uint64_t seq);
 /* Descriptor of a slot, -1 if there is none. */
 int tlb_slot_fd(const struct tlb *t, unsigned slot);
 /* The descriptor becomes the tlb's, in place of what the slot had: the daemon uses numbers again.

@@ -6,6 +6,9 @@
  * fault's address, refills from the page table, or asks the daemon and looks again. What is not
  * ours, and what the daemon refuses, goes to the program as the kernel would have sent it. Nothing
  * is held when the program's handler is called: it may leave by siglongjmp().
+ *
+ * Where userfaultfd is the trap, what comes here are accesses that are refused, or that a mapping
+ * forbids which was made when it had to.
  */
 #include <errno.h>
 #include <signal.h>
@@ -30,7 +33,7 @@
 
 static const struct fault_signal bus_error = {.signo = SIGBUS, .code = BUS_ADRERR};
 
-static int ask_daemon(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused)
+int client_ask_daemon(struct arena *a, uint64_t addr, unsigned access, struct fault_signal *refused)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Fault fault = ARENA__FAULT__INIT;
@@ -73,6 +76,8 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 {
 	unsigned lost = 0;
 
+	if (a->trap.on)
+		return userfault_trap_signal(a, addr, access, refused);
 	for (int i = 0; i < MAX_TRIES; i++) {
 		struct tlb_span holes = {0};
 		int r;
@@ -91,7 +96,7 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 			break;
 		if (r < 0)
 			continue;
-		if (ask_daemon(a, addr, access, refused))
+		if (client_ask_daemon(a, addr, access, refused))
 			return 1;
 	}
 	*refused = bus_error;

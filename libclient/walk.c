@@ -97,17 +97,15 @@ static bool continues(const struct extension *x, int index, uint64_t *pte, bool 
 	return !*joins;
 }
 
-static unsigned run_limit(const struct tlb_walk *w)
+static unsigned run_limit(const struct tlb *t, uint64_t addr, const struct tlb_walk *w)
 {
-	if (!w->level)
-		return ARENA_PTRS_PER_TABLE;
-	return tlb_is_writable_hole(w->pte) ? TLB_HOLE_RUN : TLB_LEAF_RUN;
+	return w->level ? tlb_ops(t)->max_leaves(t, addr, w->pte) : ARENA_PTRS_PER_TABLE;
 }
 
 void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, struct tlb_run *run)
 {
 	unsigned shift = ARENA_PAGE_SHIFT + 9 * w->level;
-	unsigned limit = run_limit(w);
+	unsigned limit = run_limit(t, addr, w);
 	uint64_t table_start = ALIGN_DOWN(addr, UINT64_C(1) << (shift + 9));
 	struct extension x = {t, w, (table_start - t->base) >> ARENA_PAGE_SHIFT};
 	int first = (int)w->index, next = first + 1;

@@ -121,13 +121,31 @@ void client_faultpoints(const char *spec)
 	CHECK(setenv("ARENA_FAULTPOINTS", spec, 1) == 0);
 }
 
-arena_t *client_open(struct test_daemon *d)
+enum arena_trap client_trap(void)
 {
-	struct arena_options options = {.size = sizeof(options), .socket = d->socket};
+	const char *trap = getenv("ARENA_TEST_TRAP");
+
+	if (!trap || strcmp(trap, "signal") == 0)
+		return ARENA_TRAP_SIGNAL;
+	/* Others may have it, or not. */
+	if (strcmp(trap, "userfaultfd") == 0)
+		return geteuid() ? ARENA_TRAP_AUTO : ARENA_TRAP_USERFAULTFD;
+	CHECK(strcmp(trap, "auto") == 0);
+	return ARENA_TRAP_AUTO;
+}
+
+arena_t *client_open_trap(struct test_daemon *d, enum arena_trap trap)
+{
+	struct arena_options options = {.size = sizeof(options), .socket = d->socket, .trap = trap};
 	arena_t *a;
 
 	CHECK_OK(arena_open(&options, &a));
 	return a;
+}
+
+arena_t *client_open(struct test_daemon *d)
+{
+	return client_open_trap(d, client_trap());
 }
 
 void *client_map(arena_t *a, size_t len)

@@ -24,7 +24,8 @@ const char *__tsan_default_options(void)
 
 static arena_t *open_waiting(unsigned wait_ms)
 {
-	struct arena_options o = {.size = sizeof(o), .socket = d.path, .wait_ms = wait_ms};
+	struct arena_options o = {
+		.size = sizeof(o), .socket = d.path, .trap = ARENA_TRAP_SIGNAL, .wait_ms = wait_ms};
 	arena_t *a = NULL;
 
 	assert_int_equal(arena_open(&o, &a), 0);
@@ -188,7 +189,8 @@ static void leaves_always(void)
 /* A daemon that hangs up again and again is not asked in a frenzy, and not for ever. */
 static void a_flapping_daemon_is_left_alone(void **state)
 {
-	struct arena_options o = {.size = sizeof(o), .socket = d.path, .wait_ms = 700};
+	struct arena_options o = {
+		.size = sizeof(o), .socket = d.path, .trap = ARENA_TRAP_SIGNAL, .wait_ms = 700};
 	uint64_t start = clock_now();
 	arena_t *a = open_waiting(700);
 	char buf[8];
@@ -439,7 +441,7 @@ static void refuses(void)
 
 static void last_words_are_heard(void **state)
 {
-	struct arena_options o = {.size = sizeof(o), .socket = d.path};
+	struct arena_options o = {.size = sizeof(o), .socket = d.path, .trap = ARENA_TRAP_SIGNAL};
 	arena_t *a = open_waiting(0);
 	char buf[8];
 
@@ -529,7 +531,7 @@ static void close_what_is_not_ours(bool use_numbers)
 	unsigned n, before;
 	arena_t *a = NULL;
 	char *p, buf[8];
-	struct arena_options o = {.size = sizeof(o), .socket = d.path};
+	struct arena_options o = {.size = sizeof(o), .socket = d.path, .trap = ARENA_TRAP_SIGNAL};
 
 	before = list_descriptors(3, fd, 64);
 	for (unsigned i = 0; i < before; i++)

@@ -453,7 +453,7 @@ static void flush_now(void)
 	uint64_t seq = tlb_flush(&f->tlb, false);
 
 	assert_true(seq == f->tlb.channel->flush_head);
-	tlb_ack(&f->tlb, seq, -1);
+	tlb_ack(&f->tlb, seq);
 	assert_true(f->tlb.channel->flush_ack == seq);
 }
 
@@ -571,7 +571,7 @@ static void flush_all_and_unknown_operations(void **state)
 		assert_int_equal(kernel_maps(), 1);
 	}
 	/* The acknowledgement never goes back. */
-	tlb_ack(&f->tlb, 0, -1);
+	tlb_ack(&f->tlb, 0);
 	assert_true(f->tlb.channel->flush_ack == f->tlb.channel->flush_head);
 }
 

@@ -8,6 +8,7 @@
 #include "daemon/machine/config.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <ini.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,28 @@ static int set_ZERO_POOL(void *field, const char *value)
 	if (parse_size(value, &size) || size >> 10 > UINT32_MAX)
 		return ARENA_E_INVALID;
 	*(uint64_t *)field = size;
+	return 0;
+}
+
+static int set_GROUP(void *field, const char *value)
+{
+	uint64_t number;
+	struct group *group;
+
+	if (strcmp(value, "none") == 0) {
+		*(uint64_t *)field = 0;
+		return 0;
+	}
+	if (parse_u64(value, &number) == 0) {
+		if (number >= UINT32_MAX)
+			return ARENA_E_INVALID;
+	} else {
+		group = getgrnam(value);
+		if (!group)
+			return ARENA_E_INVALID;
+		number = group->gr_gid;
+	}
+	*(uint64_t *)field = number + 1;
 	return 0;
 }
 
@@ -198,6 +221,7 @@ static int set_MOUNT(void *field, const char *value)
 #define ARGUMENT_ARENA_SIZE "SIZE"
 #define ARGUMENT_SECTION_SIZE "SIZE"
 #define ARGUMENT_ZERO_POOL "SIZE"
+#define ARGUMENT_GROUP "GROUP|none"
 #define ARGUMENT_NODES "N"
 #define ARGUMENT_SIZES "SIZE,..."
 #define ARGUMENT_RANGES "SIZE@BASE,..."

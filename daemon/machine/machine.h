@@ -33,6 +33,7 @@ struct machine_config {
 	char *mount; /* "none" */
 	bool supervisor;
 	uint32_t watchdog; /* seconds; 0: none */
+	uint64_t userfaultfd_group; /* gid + 1; 0: none */
 };
 
 void machine_config_init(struct machine_config *c);

@@ -12,7 +12,7 @@
  *	call.c      decoding, the method table, replies, calls that are answered later
  *	recover.c   connections taken over from a worker that died, and the call it died in
  *	reattach.c  an address space whose connection was lost gets another
- *	handlers_*  a family of calls each
+ *	handlers_*  a family of calls each; handlers_userfault.c also opens the device
  *
  * Lifetime of a peer: the struct is freed by service_reap() only, between calls, so whoever holds
  * a pointer may go on to ask peer_is_closed() after anything that may have closed it.
@@ -71,6 +71,7 @@ struct peer {
 	struct credentials cred; /* groups: ours */
 	char comm[SERVICE_MAX_COMM];
 	int fd, pidfd, doorbell; /* -1: none */
+	int userfault;           /* holds the process's userfaultfd, unread; -1: none */
 	struct event *socket_event, *hangup_event, *pidfd_event, *doorbell_event, *hello_timer;
 	struct mm *mm;
 	unsigned bad_messages;
@@ -109,6 +110,8 @@ void peer_bad_message(struct peer *p, const char *what);
 int peer_attached(struct peer *p, struct mm *mm, int doorbell);
 /* The part of it that another worker has to do again. */
 int peer_watch_doorbell(struct peer *p, int doorbell);
+/* What holds its userfaultfd, which outlives this worker, too. Takes over fd. */
+void peer_keep_userfault(struct peer *p, int fd);
 /* It has said hello: from here on its connection outlives this worker. */
 void peer_keep(struct peer *p);
 /* Taken over from the store: as peer_create(), but it has said hello as number `id` already. fd -1:
@@ -278,6 +281,7 @@ struct service {
 	const struct service_attr_ops *attr;
 	void *attr_ctx;
 	int listen_fd;
+	int userfault_device; /* -1: it cannot be had */
 	struct event_base *base;
 	struct event *listen_event, *listen_retry, *kzerod_event, *kzerod_timer, *flush_timer;
 	struct event *signal_event[3];
@@ -335,6 +339,8 @@ int service_expect_child(struct service *s, struct mm *mm);
 void service_forget_children(struct service *s, bool free_memory);
 bool attach_forked(struct call *call, int *r);
 bool service_token_is(const struct mm *mm, const ProtobufCBinaryData *given);
+/* Into userfault_device, if this process may. */
+void service_open_userfault(struct service *s);
 
 void service_accept_cb(evutil_socket_t fd, short what, void *data);
 void service_unwatch_keeper(struct service *s);

@@ -34,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/os.h"
@@ -451,6 +452,7 @@ int service_create(const struct service_params *params, struct service **out)
 	LIST_INIT(&s->forked);
 	TAILQ_INIT(&s->polled);
 	TAILQ_INIT(&s->finished);
+	service_open_userfault(s);
 	r = create_events(s);
 	if (!r)
 		r = service_recover(s);
@@ -481,6 +483,7 @@ static void free_service(struct service *s)
 		free_event(s->signal_event[i]);
 	if (s->base)
 		event_base_free(s->base);
+	closep(&s->userfault_device);
 	free(s);
 }
 

@@ -169,7 +169,14 @@ static int birth(struct service *s, const struct peer *what, struct peer **out)
 int peer_create(struct service *s, int fd, int pidfd, const struct credentials *cred,
 		struct peer **out)
 {
-	struct peer new = {.service = s, .fd = fd, .pidfd = pidfd, .doorbell = -1, .cred = *cred};
+	struct peer new = {
+		.service = s,
+		.fd = fd,
+		.pidfd = pidfd,
+		.doorbell = -1,
+		.userfault = -1,
+		.cred = *cred,
+	};
 
 	return birth(s, &new, out);
 }
@@ -184,6 +191,7 @@ int peer_adopt(struct service *s, uint32_t id, int fd, int pidfd, const struct c
 		.fd = fd,
 		.pidfd = pidfd,
 		.doorbell = -1,
+		.userfault = -1,
 		.cred = *cred,
 		.recovered = true,
 	};
@@ -209,6 +217,15 @@ void peer_keep(struct peer *p)
 	truth_store(&h->next_peer, p->id + 1);
 	keep(p, "client", p->id, p->fd);
 	keep(p, "pidfd", p->id, p->pidfd);
+}
+
+void peer_keep_userfault(struct peer *p, int fd)
+{
+	if (p->userfault >= 0)
+		store_remove_number("uffd", mm_id(p->mm));
+	close_fd(&p->userfault);
+	p->userfault = fd;
+	keep(p, "uffd", mm_id(p->mm), fd);
 }
 
 int peer_watch_doorbell(struct peer *p, int doorbell)
@@ -279,7 +296,7 @@ static bool has_needle(const struct needles *needles, const char *text, size_t l
 	return false;
 }
 
-/* Does the text that `fd` still has hold a needle? Unreadable or endless: as if it did. */
+/* Does the text that `fd` still has hold a needle? Unreadable, endless or empty: as if it did. */
 static bool text_has_needle(int fd, const struct needles *needles)
 {
 	const size_t keep = sizeof(needles->text[0]) - 1;
@@ -292,7 +309,7 @@ static bool text_has_needle(int fd, const struct needles *needles)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return n < 0;
+			return n < 0 || total == 0;
 		total += (size_t)n;
 		have += (size_t)n;
 		if (has_needle(needles, buf, have))
@@ -307,8 +324,9 @@ static bool text_has_needle(int fd, const struct needles *needles)
 }
 
 /*
- * The kernel takes an address space down before it closes descriptors, so the maps of a process
- * that hung up by dying are empty, or gone. One that lives and has no frame mapped at the moment
+ * The maps of a process that is dying are empty, or gone: its first thread has none any more. Others may
+ * be in the middle of a system call still, when those that had the socket are gone (the userfaultfd
+ * trap's), so it is dead when the pidfd says so. One that lives and has no frame mapped at the moment
  * still has its tables and its channel, and may come back, but for one that was refused. The pidfd is
  * looked at last: alive then, the pid was not another process's when the maps were read.
  */
@@ -378,6 +396,9 @@ static void end_mm(struct peer *p)
 	p->mm = mm_destroy(p->mm);
 	if (id)
 		store_remove_number("doorbell", id);
+	if (p->userfault >= 0)
+		store_remove_number("uffd", id);
+	close_fd(&p->userfault);
 }
 
 void peer_detach(struct peer *p)
@@ -457,6 +478,7 @@ void peer_abandon(struct peer *p)
 	peer_free_event(&p->hello_timer);
 	close_fd(&p->fd);
 	close_fd(&p->pidfd);
+	close_fd(&p->userfault);
 	free_snapshots(p);
 	LIST_REMOVE(p, link);
 	LIST_INSERT_HEAD(&p->service->closed, p, link);
@@ -485,6 +507,7 @@ void peer_inherit(struct peer *p, struct peer *from)
 	mm_set_peer(from->mm, p->id);
 	p->once = TAKE_PTR(from->once);
 	p->mm = TAKE_PTR(from->mm);
+	p->userfault = TAKE_FD(from->userfault);
 	end_process(from);
 }
 

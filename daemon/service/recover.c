@@ -77,6 +77,7 @@ static int take_mm(struct peer *p, struct mm *mm)
 
 	peer_set_comm(p, mm_comm(mm));
 	p->mm = mm;
+	p->userfault = store_take_number("uffd", mm_id(mm));
 	if (doorbell >= 0) {
 		int r = peer_watch_doorbell(p, doorbell);
 
@@ -147,6 +148,7 @@ static int take_orphan(struct service *s, struct mm *mm)
 		return r;
 	peer_set_comm(p, mm_comm(mm));
 	p->mm = mm;
+	p->userfault = store_take_number("uffd", mm_id(mm));
 	p->refused = !mm_peer(mm);
 	return 0;
 }

@@ -25,11 +25,11 @@ extern "C" {
 
 typedef struct arena arena_t;
 
-/* How misses of the software TLB reach the library. */
+/* How misses of the software TLB reach the library: docs/client.md, "The two traps". */
 enum arena_trap {
-	ARENA_TRAP_AUTO,       /* the best this build and host allow */
-	ARENA_TRAP_SIGNAL,     /* SIGSEGV; see "limits of the signal trap" in docs/client.md */
-	ARENA_TRAP_USERFAULTFD /* not in this version: arena_open() fails with ENOTSUP */
+	ARENA_TRAP_AUTO,       /* in this version the signal trap */
+	ARENA_TRAP_SIGNAL,     /* SIGSEGV: any user, lowest latency, with limits */
+	ARENA_TRAP_USERFAULTFD /* userfaultfd(2): system calls and blocked signals fault, too */
 };
 
 struct arena_options {
@@ -48,10 +48,15 @@ struct arena_options {
  * Connect to the daemon. `options` may be NULL. On success *out is a handle that the caller
  * ends with arena_close(). -1 and errno: ENOENT or ECONNREFUSED no daemon at that socket,
  * EACCES not permitted, EPROTO the daemon speaks another ABI, ECONNRESET it does not answer,
- * EMFILE it has too many clients (or this process descriptors), ENOTSUP the trap is not
- * available, EINVAL options, ENOMEM.
+ * EMFILE it has too many clients (or this process descriptors), EINVAL options, ENOMEM; with
+ * ARENA_TRAP_USERFAULTFD: EPERM it is not permitted, ENOTSUP the kernel has none.
  */
 int arena_open(const struct arena_options *options, arena_t **out);
+/* "signal" or "userfaultfd": what this arena uses, and goes on using. NULL and errno. */
+const char *arena_trap_name(arena_t *a);
+/* Why userfaultfd was not to be had when this thread last opened, or first used, an arena that was
+ * to use it, in one line that says what would permit it; "" if it was. */
+const char *arena_trap_reason(void);
 
 /* Unmap everything, give all memory back and free the handle. NULL is allowed. */
 void arena_close(arena_t *a);

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * trap_choose.c - which trap an arena has.
+ *
+ * userfaultfd for accesses of the kernel is not everybody's: a process has the right itself, or it
+ * gets a descriptor of /dev/userfaultfd from the daemon; arena_trap_reason() says why it got none.
+ * ARENA_TRAP_AUTO is the signal trap until a child of fork() can have a copy under the other one, too.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/faultpoint.h"
+#include "base/userfault.h"
+#include "base/util.h"
+#include "libclient/internal.h"
+
+static __thread const char *reason;
+
+static const char not_permitted[] =
+	"userfaultfd for system calls is not permitted to this process: it takes CAP_SYS_PTRACE, "
+	"or "
+	"vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd, or membership in the group "
+	"that arenad's userfaultfd-group names";
+static const char not_supported[] = "this kernel has no userfaultfd for shared memory with "
+				    "write-protection: it takes Linux 5.19 "
+				    "with CONFIG_USERFAULTFD";
+static const char failed[] = "userfaultfd is permitted, but making one failed: see errno";
+
+/* A call without arguments whose reply carries one descriptor: that, or -errno. */
+static int ask_for_descriptor(struct arena *a, Arena__Request *request)
+{
+	_cleanup_(freep) struct sock_buffer *b = malloc(sizeof(*b));
+	Arena__Reply *reply;
+	unsigned nr = 0;
+	int fd = -1, r;
+
+	if (!b)
+		return -ENOMEM;
+	r = socket_call(a, request, b, &reply, &fd, 1, &nr);
+	if (r < 0)
+		return r;
+	return nr ? fd : -EPROTO;
+}
+
+static int ask_for_device(struct arena *a)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__UserfaultDevice call = ARENA__USERFAULT_DEVICE__INIT;
+
+	request.call_case = ARENA__REQUEST__CALL_USERFAULT_DEVICE;
+	request.userfault_device = &call;
+	return ask_for_descriptor(a, &request);
+}
+
+void trap_keep(struct arena *a)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__UserfaultKeep call = ARENA__USERFAULT_KEEP__INIT;
+	int fd;
+
+	request.call_case = ARENA__REQUEST__CALL_USERFAULT_KEEP;
+	request.userfault_keep = &call;
+	fd = ask_for_descriptor(a, &request);
+	/* Without it only what a dying process does is at stake. */
+	if (fd >= 0)
+		frame_send(fd, "", 1, &a->trap.fd, 1);
+	closep(&fd);
+}
+
+static int obtain(struct arena *a)
+{
+	_cleanup_(closep) int device = -1;
+	int fd = faultpoint("client.userfault") ? -EPERM : userfault_open(-1);
+
+	if (fd != -EPERM)
+		return fd;
+	device = ask_for_device(a);
+	return device < 0 ? device : userfault_open(device);
+}
+
+static void explain(int r)
+{
+	if (r >= 0)
+		reason = NULL;
+	else if (r == -EOPNOTSUPP)
+		reason = not_supported;
+	else
+		reason = r == -EPERM || r == -EACCES ? not_permitted : failed;
+}
+
+static int use_userfaultfd(struct arena *a)
+{
+	int fd = obtain(a), r;
+	int fds[2];
+
+	if (fd >= 0)
+		fd = client_high_fd(fd);
+	explain(fd);
+	if (fd < 0)
+		return fd == -EACCES || fd == -EPROTO ? -EPERM : fd;
+	fds[0] = a->sock;
+	fds[1] = fd;
+	r = agent_start(a, fds, ARRAY_SIZE(fds));
+	if (r < 0) {
+		close(fd);
+		reason = failed;
+		return r;
+	}
+	a->trap.fd = fd;
+	a->trap.on = true;
+	return 0;
+}
+
+int trap_choose(struct arena *a)
+{
+	/* Who leaves the choice to us may fork, and a child gets a copy under the signal trap only. */
+	if (a->trap.on || a->trap_wanted != ARENA_TRAP_USERFAULTFD)
+		return 0;
+	return use_userfaultfd(a);
+}
+
+const char *arena_trap_reason(void)
+{
+	return reason ? reason : "";
+}
+
+const char *arena_trap_name(arena_t *a)
+{
+	int r = client_enter_attached(a);
+
+	if (client_return(r) < 0)
+		return NULL;
+	return a->trap.on ? "userfaultfd" : "signal";
+}
