@@ -24,7 +24,7 @@
 #define MAX_NAME 48
 #define DIE_STATUS 66
 
-enum action { ACTION_FAIL, ACTION_DELAY, ACTION_STOP, ACTION_DIE };
+enum action { ACTION_FAIL, ACTION_DELAY, ACTION_STOP, ACTION_DIE, ACTION_KILL };
 
 struct point {
 	char name[MAX_NAME];
@@ -101,6 +101,9 @@ bool faultpoint_hit(const char *name)
 		return false;
 	case ACTION_DIE:
 		_exit(DIE_STATUS);
+	case ACTION_KILL:
+		raise(SIGKILL);
+		return false;
 	}
 	return false;
 }
@@ -109,10 +112,8 @@ bool faultpoint_hit(const char *name)
 static int parse_action(char *s, struct point *p)
 {
 	static const char *const names[] = {
-		[ACTION_FAIL] = "fail",
-		[ACTION_DELAY] = "delay",
-		[ACTION_STOP] = "stop",
-		[ACTION_DIE] = "die",
+		[ACTION_FAIL] = "fail", [ACTION_DELAY] = "delay", [ACTION_STOP] = "stop",
+		[ACTION_DIE] = "die",   [ACTION_KILL] = "kill",
 	};
 	char *arg = strchr(s, ':');
 

@@ -2,10 +2,11 @@
 /*
  * faultpoint.h - named places where a test makes things go wrong.
  *
- * $ARENA_FAULTPOINTS (not in set-uid programs), or faultpoint_arm() in a test:
+ * $ARENA_FAULTPOINTS (not in set-uid programs; of workers the first, with $ARENA_FAULTPOINTS_KEEP each),
+ * or faultpoint_arm() in a test:
  *     name=action[:arg][@N][,...]
  * Actions: fail (the place reports failure), delay:MICROSECONDS, stop (raise SIGSTOP), die
- * (_exit(66) as a kill would). @N: only at the Nth passage, counted from 1; without: at each.
+ * (_exit(66)), kill (raise SIGKILL). @N: only at the Nth passage, counted from 1; without: at each.
  * Unarmed, a fault point costs one predictable branch.
  */
 #ifndef BASE_FAULTPOINT_H

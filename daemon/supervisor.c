@@ -171,7 +171,8 @@ static void start_worker(struct supervisor *s)
 	if (pid == 0)
 		exec_worker(s);
 	/* Fault points are for the first worker: the next must show what becomes of what it did. */
-	unsetenv("ARENA_FAULTPOINTS");
+	if (!getenv("ARENA_FAULTPOINTS_KEEP"))
+		unsetenv("ARENA_FAULTPOINTS");
 	s->start_at = 0;
 	s->worker = pid;
 	s->ready = s->stopping = s->hung = false;

@@ -105,6 +105,23 @@ static void test_die(void **state)
 	assert_int_equal(WEXITSTATUS(status), 66);
 }
 
+static void test_kill(void **state)
+{
+	pid_t pid;
+	int status;
+
+	(void)state;
+	assert_int_equal(faultpoint_arm("here=kill"), 0);
+	pid = fork();
+	if (pid == 0) {
+		faultpoint("here");
+		_exit(1);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status));
+	assert_int_equal(WTERMSIG(status), SIGKILL);
+}
+
 static void test_stop(void **state)
 {
 	pid_t pid;
@@ -247,6 +264,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_bad_specs_change_nothing, disarm),
 		cmocka_unit_test_teardown(test_delay, disarm),
 		cmocka_unit_test_teardown(test_die, disarm),
+		cmocka_unit_test_teardown(test_kill, disarm),
 		cmocka_unit_test_teardown(test_stop, disarm),
 		cmocka_unit_test_teardown(test_threads, disarm),
 		cmocka_unit_test_teardown(test_environment, disarm),

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "base/faultpoint.h"
 #include "base/os.h"
 
 #define SEGMENT_NAME_MAX 255
@@ -59,6 +60,7 @@ int handle_shm_open(struct call *call)
 	Arena__ShmOpenReply *reply;
 	int r = check_name(&open.name);
 
+	faultpoint("service.shm_open");
 	if (r)
 		return r;
 	/* Other flags of open(2) mean nothing here, as they mean nothing to shm_open(3). */
