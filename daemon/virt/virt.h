@@ -116,6 +116,9 @@ struct mm *mm_find_pid(struct virt *v, pid_t pid);
  * more. Until then no frame that it may have mapped is used again.
  */
 struct mm *mm_next_condemned(struct virt *v, const struct mm *mm);
+bool mm_is_condemned(const struct mm *mm);
+/* Its record says truly whose it was; else its process cannot be told. */
+bool mm_record_is_sound(const struct mm *mm);
 uint64_t virt_limbo_pages(const struct virt *v);
 
 /* VMAs in address order, for maps. */
