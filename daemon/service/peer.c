@@ -270,7 +270,7 @@ void peer_handle_packet(struct peer *p, const void *packet, size_t len)
 
 void peer_farewell(struct peer *p, enum arena_daemon_state state, int error)
 {
-	if (p->mm) {
+	if (p->mm && !mm_is_condemned(p->mm)) {
 		struct arena_channel_header *ch = mm_channel(p->mm);
 
 		__atomic_store_n(&ch->daemon_state, (uint32_t)state, __ATOMIC_SEQ_CST);

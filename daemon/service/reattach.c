@@ -37,6 +37,9 @@ static int may_take_over(const struct peer *p, const struct peer *owner, const A
 {
 	if (!owner)
 		return ARENA_E_STALE;
+	/* Nothing can be compared with, nor taken over. */
+	if (mm_is_condemned(owner->mm))
+		return ARENA_E_STALE;
 	if (!service_token_is(owner->mm, &m->token) || mm_pid(owner->mm) != p->cred.pid ||
 	    mm_uid(owner->mm) != p->cred.uid || p->pidfd < 0)
 		return ARENA_E_ACCESS;

@@ -12,6 +12,9 @@
  *	   -           +          ORPHAN until it comes back (reattach.c), or its process is dead
  *	   -           -          nobody: main drops what is left in the store
  *
+ * One whose address space is damaged is refused; virt keeps what it may have mapped until its
+ * process is dead.
+ *
  * A process without a connection is known by its pidfd, or by pid and start time. Nothing is served
  * here: the first that is served, by the loop, is the call in which the last worker died.
  */
@@ -45,6 +48,16 @@ static struct mm *mm_of(const struct service *s, uint32_t peer)
 	struct mm *mm = NULL;
 
 	while ((mm = mm_next(s->machine->virt, mm)))
+		if (mm_peer(mm) == peer)
+			return mm;
+	return NULL;
+}
+
+static struct mm *condemned_of(const struct service *s, uint32_t peer)
+{
+	struct mm *mm = NULL;
+
+	while ((mm = mm_next_condemned(s->machine->virt, mm)))
 		if (mm_peer(mm) == peer)
 			return mm;
 	return NULL;
@@ -107,7 +120,14 @@ static int take_connection(struct service *s, uint32_t id)
 		r = peer_adopt(s, id, fd, pidfd, &cred, &p);
 	else if (pidfd >= 0)
 		close(pidfd);
-	return r || !mm ? r : take_mm(p, mm);
+	if (!r && !mm) {
+		/* What its process may have mapped stays with the peer until the process is dead. */
+		p->mm = condemned_of(s, id);
+		if (p->mm)
+			peer_refuse(p, "its address space is damaged");
+		return 0;
+	}
+	return r ? r : take_mm(p, mm);
 }
 
 static bool is_taken(const struct service *s, const struct mm *mm)
@@ -149,8 +169,22 @@ static int take_orphan(struct service *s, struct mm *mm)
 	peer_set_comm(p, mm_comm(mm));
 	p->mm = mm;
 	p->userfault = store_take_number("uffd", mm_id(mm));
-	p->refused = !mm_peer(mm);
+	p->refused = !mm_peer(mm) || mm_is_condemned(mm);
 	return 0;
+}
+
+/* Those whose connection was lost too. Whose process cannot be told stays for ever. */
+static int take_condemned(struct service *s)
+{
+	struct mm *mm, *next;
+	int r = 0;
+
+	for (mm = mm_next_condemned(s->machine->virt, NULL); mm && !r; mm = next) {
+		next = mm_next_condemned(s->machine->virt, mm);
+		if (mm_record_is_sound(mm) && !is_taken(s, mm))
+			r = take_orphan(s, mm);
+	}
+	return r;
 }
 
 int service_recover(struct service *s)
@@ -169,6 +203,8 @@ int service_recover(struct service *s)
 		else if (!is_taken(s, mm))
 			r = take_orphan(s, mm);
 	}
+	if (!r)
+		r = take_condemned(s);
 	s->interrupted = st->header->serving || st->journal->phase != JOURNAL_NONE;
 	return r;
 }

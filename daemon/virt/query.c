@@ -75,8 +75,8 @@ void mm_set_peer(struct mm *mm, uint32_t peer)
 
 void mm_window(const struct mm *mm, uint64_t *base, uint64_t *size)
 {
-	*base = mm->header->window_base;
-	*size = mm->header->window_size;
+	*base = mm->condemned ? 0 : mm->header->window_base;
+	*size = mm->condemned ? 0 : mm->header->window_size;
 }
 
 bool mm_slot(const struct mm *mm, uint32_t slot, int *fd, bool *readonly)
@@ -96,6 +96,16 @@ struct mm *mm_next(struct virt *v, const struct mm *mm)
 struct mm *mm_next_condemned(struct virt *v, const struct mm *mm)
 {
 	return mm ? LIST_NEXT(mm, link) : LIST_FIRST(&v->condemned);
+}
+
+bool mm_is_condemned(const struct mm *mm)
+{
+	return mm->condemned;
+}
+
+bool mm_record_is_sound(const struct mm *mm)
+{
+	return mm->record->id == mm->id && mm->record->checksum == mm_checksum(mm->record, mm->record->state);
 }
 
 struct mm *mm_find_pid(struct virt *v, pid_t pid)

@@ -127,6 +127,9 @@ struct vma;
 struct pte_ref;
 typedef int (*rmap_visitor)(struct vma *vma, uint64_t addr, struct pte_ref *ref, void *arg);
 int rmap_walk(struct virt *v, pfn_t pfn, rmap_visitor fn, void *arg);
+bool mm_is_condemned(const struct mm *mm);
+/* Its record says truly whose it was; else its process cannot be told. */
+bool mm_record_is_sound(const struct mm *mm);
 uint64_t virt_limbo_pages(const struct virt *v);
 
 /* VMAs in address order, for maps. */
