@@ -292,7 +292,10 @@ static uint64_t random_bit(const struct world *w, struct prng *prng)
 
 static void flip_bits(uint64_t size, unsigned nodes, struct prng *prng)
 {
+	struct state *dead;
+
 	die(&world, size, nodes);
+	dead = world.state;
 	for (unsigned i = 0; i < FLIPS; i++) {
 		int status;
 
@@ -304,6 +307,7 @@ static void flip_bits(uint64_t size, unsigned nodes, struct prng *prng)
 				 status);
 	}
 	phys_destroy(world.phys);
+	free(dead);
 	store_fake_end();
 }
 
