@@ -36,8 +36,7 @@ void client_flush_upto(struct arena *a, uint64_t seq, bool blocked)
 void flush_thread_pass(struct arena *a)
 {
 	if (a->tlb.channel && !load_acquire(&a->flush_stop) &&
-	    load_acquire(&a->tlb.channel->flush_ack) <
-		    load_acquire(&a->tlb.channel->flush_head) &&
+	    load_acquire(&a->tlb.channel->flush_ack) < load_acquire(&a->tlb.channel->flush_head) &&
 	    !faultpoint("client.flush"))
 		flush_and_ack(a, true);
 	if (library_thread_is_of(a))

@@ -101,8 +101,8 @@ struct arena {
 	bool trapped; /* counted by trap_install() */
 
 	/* fork.c */
-	uint32_t forking; /* futex: 1 between the copy and the child */
-	pid_t forker;     /* thread */
+	uint32_t forking;  /* futex: 1 between the copy and the child */
+	pid_t forker;      /* thread */
 	uint32_t child_id; /* of the copy; 0: none, the child has no arena */
 	uint8_t child_token[16];
 	enum arena_trap trap_wanted;

@@ -177,7 +177,7 @@ void tlb_unlock(struct tlb *t, uint64_t mask, bool blocked);
 enum tlb_result {
 	TLB_DONE = 0,
 	TLB_AGAIN = 2, /* inside tlb.c: a flush comes first */
-	TLB_MISS = 1, /* the entry is absent or forbids it: the daemon's business */
+	TLB_MISS = 1,  /* the entry is absent or forbids it: the daemon's business */
 };
 
 /* Addresses; empty: start == end. */

@@ -351,7 +351,7 @@ static void vma_object(void)
 	a_vma(true)->object = 2; /* there is one, in another domain */
 }
 
-static void vma_pgoff(void)
+static void vma_pgoff_flips(void)
 {
 	a_vma(true)->pgoff += 3;
 }
@@ -547,7 +547,7 @@ static const struct damage {
 	DAMAGE(vma_overlap, VICTIM, 0),
 	DAMAGE(vma_backwards, VICTIM, 0),
 	DAMAGE(vma_object, VICTIM, 0),
-	DAMAGE(vma_pgoff, VICTIM, 0),
+	DAMAGE(vma_pgoff_flips, VICTIM, 0),
 	DAMAGE(entry_of_another, VICTIM, 0),
 	DAMAGE(entry_of_another_domain, VICTIM, 0),
 	DAMAGE(entry_of_free_frame, VICTIM, 0),

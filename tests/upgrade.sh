@@ -52,7 +52,7 @@ arenactl=$bin/arenactl
 start_daemon_at() {
 	local real=$bin
 	bin=$work/bin
-	start_daemon "$@"
+	start_daemon
 	bin=$real
 }
 start_daemon_at

@@ -99,7 +99,8 @@ static inline struct fake_client *client_fork(struct fake_client *parent, pid_t 
 	assert_non_null(c);
 	nobody.pid = 0;
 	c->m = parent->m;
-	c->cred = (struct credentials){.pid = pid, .uid = parent->cred.uid, .gid = parent->cred.gid};
+	c->cred =
+		(struct credentials){.pid = pid, .uid = parent->cred.uid, .gid = parent->cred.gid};
 	assert_int_equal(mm_create(c->m->virt, &params, &c->mm), 0);
 	assert_int_equal(mm_adopt(c->mm, &c->cred, "child", 0, 0), 0);
 	assert_int_equal(os_map(mm_file(c->mm), 0, ARENA_MM_FILE_SIZE, OS_MAP_READ, &at), 0);

@@ -32,7 +32,7 @@ struct machine_config {
 	enum log_level log_level;
 	char *mount; /* "none" */
 	bool supervisor;
-	uint32_t watchdog; /* seconds; 0: none */
+	uint32_t watchdog;          /* seconds; 0: none */
 	uint64_t userfaultfd_group; /* gid + 1; 0: none */
 };
 

@@ -274,7 +274,7 @@ struct domain *domain_get(struct domain *d);
 struct domain *domain_put(struct domain *d);
 uint32_t domain_id(const struct domain *d);
 enum domain_kind domain_kind(const struct domain *d);
-uint32_t domain_owner(const struct domain *d); /* uid, mm id or object id */
+uint32_t domain_owner(const struct domain *d);            /* uid, mm id or object id */
 struct domain *domain_by_id(struct phys *p, uint32_t id); /* no reference taken */
 int domain_fd(const struct domain *d);                    /* borrowed, read-write */
 void *domain_address(const struct domain *d, pfn_t pfn);  /* the daemon's view of the frame */

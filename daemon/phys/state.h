@@ -242,9 +242,9 @@ struct object_record {
 	uint32_t uid, gid, mode;
 	uint32_t unlinked;
 	uint32_t checksum; /* of id, domain, uid, gid, mode, name: object_checksum() */
-	uint64_t size;    /* bytes */
-	uint64_t address; /* common address in all clients */
-	uint64_t span;    /* bytes of address space set aside at `address` */
+	uint64_t size;     /* bytes */
+	uint64_t address;  /* common address in all clients */
+	uint64_t span;     /* bytes of address space set aside at `address` */
 	char name[256];
 };
 

@@ -105,7 +105,8 @@ bool mm_is_condemned(const struct mm *mm)
 
 bool mm_record_is_sound(const struct mm *mm)
 {
-	return mm->record->id == mm->id && mm->record->checksum == mm_checksum(mm->record, mm->record->state);
+	return mm->record->id == mm->id &&
+	       mm->record->checksum == mm_checksum(mm->record, mm->record->state);
 }
 
 struct mm *mm_find_pid(struct virt *v, pid_t pid)

@@ -265,7 +265,8 @@ static int recover_mm(struct recovery *r, struct mm_record *rec)
 		return -ENOMEM;
 	mm_init(mm, r->v, rec->id);
 	mm->record = rec;
-	own = rec->id && rec->checksum == mm_checksum(rec, rec->state) && !id_is_taken(r->v, rec->id);
+	own = rec->id && rec->checksum == mm_checksum(rec, rec->state) &&
+	      !id_is_taken(r->v, rec->id);
 	e = own ? mm_recover(r, mm) : mm_damaged(mm, "its record");
 	if (e == ARENA_E_INVALID) {
 		condemn(r, mm, own);

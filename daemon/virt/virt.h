@@ -63,7 +63,8 @@ struct mm_params {
 	const char *comm;
 	uint32_t peer;       /* its connection: client-PEER of the store */
 	uint64_t start_time; /* of the process, os_process_start() */
-	struct mm *parent;   /* NULL, or what to copy: window and domain are its own, cred->pid is 0 */
+	struct mm
+		*parent; /* NULL, or what to copy: window and domain are its own, cred->pid is 0 */
 	bool process_domain; /* isolation=process: a domain of its own, else its uid's */
 };
 
