@@ -568,7 +568,7 @@ static void wild_tunables(void *unused)
 	tables(h)->tunable[TUNABLE_FILL_AHEAD_LEAVES] = 1u << 20;
 	tables(h)->tunable[TUNABLE_POLL_USECS] = 99;
 	must(adopt(&world, err) == 0);
-	must(world.state->tunables[TUNABLE_FILL_AHEAD_LEAVES] == 128);
+	must(world.state->tunables[TUNABLE_FILL_AHEAD_LEAVES] == 256);
 	must(world.state->tunables[TUNABLE_POLL_USECS] == 99);
 }
 

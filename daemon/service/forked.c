@@ -18,6 +18,7 @@
 #include "base/os.h"
 
 #define FORKED_SECONDS 30
+#define FORKED_MAX 256u /* of a uid that wait at a time */
 
 struct forked {
 	LIST_ENTRY(forked) link;
@@ -77,6 +78,16 @@ void service_forget_children(struct service *s, bool free_memory)
 	}
 }
 
+static bool too_many(const struct service *s, uid_t uid)
+{
+	const struct forked *f;
+	unsigned n = 0;
+
+	LIST_FOREACH(f, &s->forked, link)
+		n += mm_uid(f->mm) == uid;
+	return n >= FORKED_MAX;
+}
+
 int handle_fork(struct call *call)
 {
 	struct peer *p = call->peer;
@@ -86,6 +97,8 @@ int handle_fork(struct call *call)
 	struct mm *mm;
 	int r;
 
+	if (too_many(p->service, cred.uid))
+		return ARENA_E_AGAIN;
 	cred.pid = 0;
 	r = mm_create(p->service->machine->virt, &params, &mm);
 	if (r)

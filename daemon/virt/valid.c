@@ -184,7 +184,8 @@ static void check_header(const struct mm *mm, struct counts *c)
 	if (h->magic != ARENA_MM_MAGIC || h->mm_id != mm->id || h->next_seq != mm->posted ||
 	    h->anon_family != mm->anon_family)
 		COMPLAIN(c, "mm %u: header", mm->id);
-	if (mm->record->id != mm->id || mm->record->state != 1 ||
+	if (mm->record->id != mm->id ||
+	    (mm->record->state != MM_LIVE && mm->record->state != MM_FORKED) ||
 	    mm->record->domain != domain_id(mm->domain))
 		COMPLAIN(c, "mm %u: record", mm->id);
 }
