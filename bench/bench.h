@@ -130,6 +130,8 @@ void child_ready(struct child_result *r);
 void child_start(struct child *c, child_fn *fn, void *arg);
 void child_wait_ready(struct child *c);
 void child_go(struct child *c);
+/* The same to one that will say again that it is ready. */
+void child_step(struct child *c);
 void child_end(struct child *c, struct child_result *out); /* waits for it */
 void child_kill(struct child *c);
 
@@ -149,5 +151,6 @@ void bench_null(const struct bench *b);
 void bench_pages(const struct bench *b);
 void bench_idle(const struct bench *b);
 void bench_noise(const struct bench *b);
+void bench_recovery(const struct bench *b);
 
 #endif

@@ -92,15 +92,20 @@ void child_wait_ready(struct child *c)
 	die("a child ended before it was ready");
 }
 
-void child_go(struct child *c)
+void child_step(struct child *c)
 {
 	char byte = 0;
 
+	while (write(c->go_fd, &byte, 1) < 0 && errno == EINTR)
+		;
+}
+
+void child_go(struct child *c)
+{
 	if (c->go_fd < 0)
 		return;
 	/* Not by closing alone: children started later have the descriptor, too. */
-	while (write(c->go_fd, &byte, 1) < 0 && errno == EINTR)
-		;
+	child_step(c);
 	close(c->go_fd);
 	c->go_fd = -1;
 }

@@ -248,6 +248,11 @@ static void do_without(struct test_daemon *d, void *arg)
 	arena_close(a);
 }
 
+static bool has_flushed(struct test_daemon *d, void *arg)
+{
+	return client_number(d, *(pid_t *)arg, "flushes") > 0;
+}
+
 static void test_no_worker(void **state)
 {
 	struct test_daemon *d = *state;
@@ -257,6 +262,9 @@ static void test_no_worker(void **state)
 	for (unsigned hangs = 0; hangs < 2; hangs++) {
 		pid = client_start(d, do_without, &m);
 		gate_pass(&m.ready);
+		/* The whole flush after a recovery takes its mappings: it reads by refills. */
+		daemon_kill_worker(d);
+		assert_true(daemon_await(d, 10000 * test_slowness(), has_flushed, &pid));
 		if (hangs)
 			kill(daemon_worker_pid(d), SIGSTOP);
 		else

@@ -97,7 +97,19 @@ static void start_all(struct test_daemon *d, struct load *l, client_fn fn, unsig
 		gate_pass(&l->ready);
 }
 
-/* The worker of the moment, however young it is. */
+/* One in two as it comes up or anywhere else, the other when it has served for a moment. */
+static void kill_one(struct test_daemon *d, struct prng *r)
+{
+	struct timespec ts = {.tv_nsec = (long)prng_below(r, 40000000)};
+	size_t from = d->log_len;
+
+	if (prng_below(r, 2))
+		daemon_log_wait(d, from, READY_LINE);
+	nanosleep(&ts, NULL); /* the moment of death is the test's random input */
+	daemon_read_log(d);
+	kill(daemon_worker_pid(d), SIGKILL);
+}
+
 static unsigned kill_for_a_while(struct test_daemon *d, struct prng *r, unsigned most)
 {
 	const char *soak = getenv("SOAK_KILLS");
@@ -105,14 +117,8 @@ static unsigned kill_for_a_while(struct test_daemon *d, struct prng *r, unsigned
 	unsigned kills = 0;
 
 	most = soak ? (unsigned)atoi(soak) : most;
-	while (kills < most && (soak || test_now() < end)) {
-		struct timespec ts = {.tv_nsec = (long)prng_below(r, 120000000)};
-
-		nanosleep(&ts, NULL); /* the moment of death is the test's random input */
-		kill(daemon_worker_pid(d), SIGKILL);
-		kills++;
-		daemon_read_log(d);
-	}
+	for (; kills < most && (soak || test_now() < end); kills++)
+		kill_one(d, r);
 	return kills;
 }
 

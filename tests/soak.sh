@@ -6,18 +6,19 @@
 #
 # SOAK_MINUTES (30): how long; 0: until something breaks. SOAK_SEED: the first seed, else by time.
 # SOAK_STEPS (20000): calls of each client of a model. SOAK_ROUNDS (300): deaths in one run.
+# SOAK_KILLS (1000): of workers in one run.
 set -u
 cd "$(dirname "$0")/.." || exit
 : "${ARENA_BUILD:=$PWD/build}"
 export ARENA_BUILD
 minutes=${SOAK_MINUTES:-30}
 seed=${SOAK_SEED:-$(date +%s)}
-export SOAK_STEPS=${SOAK_STEPS:-20000} SOAK_ROUNDS=${SOAK_ROUNDS:-300}
+export SOAK_STEPS=${SOAK_STEPS:-20000} SOAK_ROUNDS=${SOAK_ROUNDS:-300} SOAK_KILLS=${SOAK_KILLS:-1000}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1}
 end=$((SECONDS + minutes * 60))
 
 tests=()
-for name in daemon_random daemon_death daemon_invariants daemon_fault; do
+for name in daemon_random daemon_death daemon_invariants daemon_fault daemon_restart_load; do
 	tests+=("$ARENA_BUILD/tests/$name")
 done
 make -s B="$ARENA_BUILD" ${SAN:+SAN="$SAN"} all "${tests[@]}" "$ARENA_BUILD/tests/keep_client" || exit 1
@@ -40,7 +41,7 @@ round=0
 while [ "$minutes" -eq 0 ] || [ "$SECONDS" -lt "$end" ]; do
 	round=$((round + 1))
 	for test in "${tests[@]}"; do
-		SOAK_SEED=$seed timeout -k 5 3600 "$test" >"$log" 2>&1
+		SOAK_SEED=$seed ARENA_TEST_SEED=$seed timeout -k 5 3600 "$test" >"$log" 2>&1
 		code=$?
 		if [ "$code" -ne 0 ]; then
 			echo "FAIL  $(basename "$test"), round $round, SOAK_SEED=$seed (exit code $code)"
