@@ -12,6 +12,10 @@
  *	CLOSE        handle, object
  *	UNLINK       object, uid of the caller
  *	ATTACH       peer
+ *	MREMAP       see struct plan of mremap.c
+ *	BRK          the break before, the break after
+ *	PIN          addr, pages of the client's pinned before
+ *	UNPIN        addr, pages of the client's pinned before, length
  *
  * All other operations may simply be done again: what is done of them already is found done.
  */
@@ -29,6 +33,10 @@ enum virt_call {
 	VIRT_CALL_CLOSE,
 	VIRT_CALL_UNLINK,
 	VIRT_CALL_ATTACH,
+	VIRT_CALL_MREMAP,
+	VIRT_CALL_BRK,
+	VIRT_CALL_PIN,
+	VIRT_CALL_UNPIN,
 };
 
 static inline uint64_t call_tag(enum virt_call call, uint32_t mm)
