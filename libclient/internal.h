@@ -11,7 +11,7 @@
  *   flush_thread.c  applies what the daemon takes away
  *   trap_signal.c   SIGSEGV in a window: refill or FAULT
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
- *   calls.c shm.c pages.c attr.c   the public calls
+ *   calls.c calls_lock.c shm.c pages.c attr.c   the public calls
  *   fork.c          the child of fork() has none of this
  *
  * Locks, in the order they are taken: an arena's open_mutex (attach, shm_open), client_mutex (open, close,
