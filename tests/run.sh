@@ -7,13 +7,13 @@
 # time, the others alone. What a test prints goes to $ARENA_BUILD/tests/log/NAME.log and is shown
 # if it fails. Exit code 77 of a test: skipped, its last line is the reason.
 #
-# TEST_TIMEOUT (120): seconds a test may take. TEST_JOBS (2): unit tests at a time. TESTS: a shell
+# TEST_TIMEOUT (300): seconds a test may take. TEST_JOBS (2): unit tests at a time. TESTS: a shell
 # pattern; only tests whose names match run.
 set -u
 
 : "${ARENA_BUILD:?is set by make}"
 export ARENA_BUILD
-timeout=${TEST_TIMEOUT:-120}
+timeout=${TEST_TIMEOUT:-300}
 jobs=${TEST_JOBS:-2}
 pattern=${TESTS:-*}
 log=$ARENA_BUILD/tests/log
