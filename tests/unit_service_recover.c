@@ -470,6 +470,43 @@ static void test_interrupted_first(void **state)
 	assert_machine_whole();
 }
 
+/* What its first try took away has been told to nobody: the answer to the second says to flush. */
+static void test_flush_named_again(void **state)
+{
+	struct client *c = client_connect();
+	Arena__Munmap m = ARENA__MUNMAP__INIT;
+	Arena__Request rq = ARENA__REQUEST__INIT;
+	uint64_t n = 0;
+
+	(void)state;
+	client_attach(c);
+	m.length = MIB;
+	rq.call_case = ARENA__REQUEST__CALL_MUNMAP;
+	rq.munmap = &m;
+	for (unsigned dies = 0; dies < 2; dies++) {
+		assert_int_equal(CALL(c, mmap, MMAP, msg_.length = MIB, msg_.prot = PROT_READ,
+				      msg_.flags = MAP_PRIVATE | MAP_ANONYMOUS),
+				 0);
+		m.address = c->reply->address->address;
+		assert_int_equal(
+			CALL(c, fault, FAULT, msg_.address = m.address, msg_.access = PROT_READ),
+			0);
+		mailbox_post(c, 7, &rq);
+		/* <handler>, reply, phase DONE, phase NONE, serving 0 */
+		assert_int_equal(serve_until(c, dies ? n - 3 : UINT64_MAX, 0), dies);
+		n = truth_stores;
+		if (dies)
+			restart_for(c);
+		serve_all();
+		assert_int_equal(mailbox_answer(c, 7), 0);
+		assert_int_equal(c->reply->flush_seq, mm_flush_posted(peer_mm(c->peer)));
+		assert_int_not_equal(c->reply->flush_seq, 0);
+		client_acknowledge(c);
+	}
+	client_end(c);
+	assert_machine_whole();
+}
+
 static size_t send_open(struct client *c)
 {
 	Arena__ShmOpen m = ARENA__SHM_OPEN__INIT;
@@ -624,10 +661,12 @@ static void test_deadly_call(void **state)
 	struct client *c = client_connect(), *other = client_connect();
 	Arena__AllocPages m;
 	Arena__Request rq;
+	uint32_t id;
 
 	(void)state;
 	client_attach(c);
 	client_attach(other);
+	id = c->peer->id;
 	alloc_request(&rq, &m);
 	mailbox_post(c, 7, &rq);
 	assert_true(serve_until(c, 4, 0));
@@ -648,7 +687,7 @@ static void test_deadly_call(void **state)
 	restart_for(c);
 	service_round(service);
 	assert_int_equal(machine.state.header->serving_deaths, 0);
-	assert_null(peer_numbered(1));
+	assert_null(peer_numbered(id));
 	assert_int_equal(CALL(other, null, NULL), 0);
 	client_end(c);
 	client_end(other);
@@ -877,6 +916,7 @@ int main(void)
 		RECOVER_TEST(test_begun_again),
 		RECOVER_TEST(test_again_by_mailbox),
 		RECOVER_TEST(test_interrupted_first),
+		RECOVER_TEST(test_flush_named_again),
 		RECOVER_TEST(test_once_by_socket),
 		RECOVER_TEST(test_once_by_another_socket),
 		RECOVER_TEST(test_attach_interrupted),
