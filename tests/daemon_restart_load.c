@@ -201,6 +201,17 @@ static void test_no_frenzy(void **state)
 	gate_close(&l.ready);
 }
 
+/* Memory for all of them, wherever in their rounds they are: none must fail for want of it. */
+static int setup_large(void **state)
+{
+	static struct test_daemon d = {.log_fd = -1, .control.fd = -1};
+
+	signal(SIGPIPE, SIG_IGN);
+	daemon_start(&d, (const char *const[]){"--arena-size", "2G", NULL});
+	*state = &d;
+	return 0;
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -208,5 +219,5 @@ int main(void)
 		daemon_test(test_load),
 	};
 
-	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);
+	return cmocka_run_group_tests(tests, setup_large, daemon_group_teardown);
 }
