@@ -24,6 +24,7 @@ static struct world {
 	pid_t next_pid;
 	uint64_t next_word;
 	uint64_t writes, refusals, no_memory, scribbles, done;
+	unsigned workers; /* that came after one that died */
 } w;
 
 static const char *const names[NR_NAMES] = {"a", "b", "c", "d", "e", "f", "g", "h"};
