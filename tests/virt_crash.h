@@ -150,6 +150,7 @@ static bool crash_begin(void *arg, size_t size)
 	if (j->phase == JOURNAL_DONE) {
 		memcpy(&crash.result, j->reply, sizeof(crash.result));
 		memcpy(arg, j->reply + sizeof(crash.result), size);
+		crash.delivered = true;
 		journal_clear(s);
 		return true;
 	}
