@@ -62,7 +62,7 @@ static void is_ready(const struct machine *m, const struct listener *l)
 }
 
 /* Nothing is taken down: the next worker goes on with it. */
-static void leave(const char *why, int status)
+_Noreturn static void leave(const char *why, int status)
 {
 	log_notice("%s", why);
 	_exit(status);
@@ -76,14 +76,32 @@ static int serve_until_told(struct service *s, const struct machine *m, const st
 		return r;
 	is_ready(m, l);
 	r = service_run(s);
+	if (r)
+		return r;
 	if (m->restart)
 		leave("ends for the next worker", EXIT_RESTART);
 	store_notify("STOPPING=1");
 	/* Is this a stop or a restart? systemd knows: it closes what it keeps, or hands it to the next
 	 * worker. */
-	if (!r && store_kept() && !store_supervisor())
+	if (store_kept() && !store_supervisor())
 		leave("stopped; what clients have is left to who keeps it", EXIT_SUCCESS);
 	return r;
+}
+
+/* What we cannot go on with the next worker may, if there is one. */
+static int give_up(const char *err, int r)
+{
+	if (store_kept()) {
+		log_err("%s", err);
+		_exit(EXIT_FAILURE);
+	}
+	return r;
+}
+
+static int cannot(const char *what, int r, char *err, size_t size)
+{
+	snprintf(err, size, "cannot %s: %s", what, error_text(r));
+	return give_up(err, r);
 }
 
 static int serve_machine(struct machine *m, struct listener *l, struct files *f, char *err,
@@ -92,24 +110,24 @@ static int serve_machine(struct machine *m, struct listener *l, struct files *f,
 	static const struct service_attr_ops ops = {.read = attr_read, .write = attr_write};
 	struct service_params params = {.machine = m, .attr = &ops, .attr_ctx = f};
 	struct service *s;
+	unsigned left;
 	int r = listener_start(l, err, size);
 
 	if (r)
-		return r;
+		return give_up(err, r);
 	params.listen_fd = l->fd;
 	r = service_create(&params, &s);
-	if (!r) {
-		unsigned left = store_drop_rest();
-
-		if (left)
-			log_info("%u descriptors that nothing names any more", left);
-		r = serve_until_told(s, m, l);
-		if (!r)
-			phys_retire(m->phys);
-		service_destroy(s);
-	}
 	if (r)
-		snprintf(err, size, "cannot serve: %s", error_text(r));
+		return cannot("serve", r, err, size);
+	left = store_drop_rest();
+	if (left)
+		log_info("%u descriptors that nothing names any more", left);
+	r = serve_until_told(s, m, l);
+	if (r)
+		cannot("serve", r, err, size);
+	else
+		phys_retire(m->phys);
+	service_destroy(s);
 	return r;
 }
 
@@ -124,7 +142,7 @@ static int serve_listener(const struct machine_config *config, struct listener *
 		return r;
 	r = files_create(&m, &f);
 	if (r) {
-		snprintf(err, size, "cannot make the file tree: %s", error_text(r));
+		cannot("make the file tree", r, err, size);
 	} else {
 		r = serve_machine(&m, l, f, err, size);
 		files_destroy(f);

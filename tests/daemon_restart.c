@@ -152,6 +152,25 @@ static void test_in_calls(void **state)
 		live_with_deaths(where[i]);
 }
 
+/* A worker that cannot go on leaves what there is to the next one. */
+static void test_failure(void **state)
+{
+	struct test_daemon d = NO_DAEMON;
+	struct meeting m = {.steps = test_scaled(400)};
+
+	(void)state;
+	assert_int_equal(setenv("ARENA_FAULTPOINTS", "service.loop=fail@61", 1), 0);
+	daemon_start(&d, NULL);
+	unsetenv("ARENA_FAULTPOINTS");
+	d.expect_deaths = d.expect_warnings = true;
+	client_run(&d, live, &m);
+	daemon_read_log(&d);
+	assert_int_equal(daemon_log_count(&d, 0, "cannot serve: "), 1);
+	assert_int_equal(daemon_log_count(&d, 0, "exited with status 1"), 1);
+	daemon_kill_all(&d);
+	daemon_destroy(&d);
+}
+
 static void make_deadly_call(struct test_daemon *d, void *arg)
 {
 	arena_t *a = client_open(d);
@@ -440,9 +459,15 @@ static void test_the_end(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_idle),          daemon_test(test_no_worker),
-		daemon_test(test_deaths_unseen), daemon_test(test_close_meanwhile),
-		cmocka_unit_test(test_in_calls), cmocka_unit_test(test_deadly_call),
+		daemon_test(test_idle),
+		daemon_test(test_no_worker),
+		daemon_test(test_deaths_unseen),
+		daemon_test(test_close_meanwhile),
+		cmocka_unit_test(test_in_calls),
+		cmocka_unit_test(test_failure),
+		cmocka_unit_test(test_in_calls),
+		cmocka_unit_test(test_failure),
+		cmocka_unit_test(test_deadly_call),
 		cmocka_unit_test(test_the_end),
 	};
 

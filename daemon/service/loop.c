@@ -36,6 +36,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/faultpoint.h"
 #include "base/mem.h"
 #include "base/os.h"
 #include "daemon/sync/lock.h"
@@ -354,7 +355,7 @@ int service_run(struct service *s)
 		if (!may_sleep(s))
 			continue;
 		s->slept = true;
-		if (look_at_events(s, EVLOOP_ONCE) < 0)
+		if (look_at_events(s, EVLOOP_ONCE) < 0 || faultpoint("service.loop"))
 			return -EIO;
 	}
 	service_block_signals(s);
