@@ -13,6 +13,16 @@
 #include "base/util.h"
 #include "tests/lib_client.h"
 
+/* ThreadSanitizer's own book of threads is not made for the ones that a forked child starts. */
+static void need_threads_after_fork(void)
+{
+	if (TEST_TSAN) {
+		print_message(
+			"skipped: ThreadSanitizer cannot follow threads that start after a fork\n");
+		skip();
+	}
+}
+
 #define AREA (4 * LEAF + 5 * PAGE)
 
 extern char **environ;
@@ -70,6 +80,7 @@ static void both_sides(struct test_daemon *d, void *arg)
 
 static void test_both_sides(void **state)
 {
+	need_threads_after_fork();
 	client_run(*state, both_sides, NULL);
 }
 
@@ -97,6 +108,7 @@ static void test_parent_goes(void **state)
 {
 	struct gate gates[] = {gate_make(), gate_make()};
 
+	need_threads_after_fork();
 	client_run(*state, parent_goes, gates);
 	gate_open(&gates[0], 1);
 	gate_pass(&gates[1]);
@@ -141,6 +153,7 @@ static void tree(struct test_daemon *d, void *arg)
 
 static void test_generations(void **state)
 {
+	need_threads_after_fork();
 	client_run(*state, tree, NULL);
 }
 
@@ -177,6 +190,7 @@ static void many(struct test_daemon *d, void *arg)
 
 static void test_many(void **state)
 {
+	need_threads_after_fork();
 	client_run(*state, many, NULL);
 }
 
@@ -293,6 +307,7 @@ static void test_moment_of_snapshot(void **state)
 
 static void test_moment_of_fork(void **state)
 {
+	need_threads_after_fork();
 	client_run(*state, moment, (void *)1);
 }
 

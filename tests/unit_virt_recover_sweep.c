@@ -532,11 +532,8 @@ static void survey_store(uintptr_t site)
 /* Sanitizers take ten times as long. */
 static bool worth_a_death(uint64_t i)
 {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	const unsigned slow = 5;
-#else
-	const unsigned slow = 1;
-#endif
+	const unsigned slow = SANITIZED ? 8 : 1;
+
 	return getenv("ARENA_TEST_SWEEP") || below(survey->point[i].first ? slow : 8 * slow) == 0;
 }
 

@@ -19,6 +19,12 @@
 #include "daemon/store/store.h"
 #include "tests/virt_fake_machine.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
 /* Called when a new worker is there, before anything else happens; by the test. */
 static void crash_reborn(void);
 
