@@ -72,6 +72,7 @@ struct supervisor {
 	pid_t worker;         /* 0: none */
 	bool ready, stopping; /* it said so */
 	bool hung;            /* we are killing it */
+	bool last_killed;     /* the last one died of a SIGKILL that was not ours */
 	uint64_t ready_at;
 	uint64_t deadline; /* it hangs then; 0: never */
 
@@ -115,6 +116,8 @@ static void exec_worker(struct supervisor *s)
 	snprintf(text, sizeof(text), "%d", (int)getppid());
 	setenv("X_ARENAD_SUPERVISOR", text, 1);
 	setenv("X_ARENAD_PROGRAM", s->program.path, 1);
+	if (s->last_killed)
+		setenv("X_ARENAD_KILLED", "1", 1);
 	setenv("NOTIFY_SOCKET", s->notify_name, 1);
 	if (s->watchdog) {
 		snprintf(text, sizeof(text), "%llu", (unsigned long long)(s->watchdog / 1000));
@@ -397,6 +400,7 @@ static void died(struct supervisor *s, const siginfo_t *info)
 			 name ? name : "?");
 	s->worker = 0;
 	s->deadline = 0;
+	s->last_killed = !exited && info->si_status == SIGKILL && !s->hung;
 	if (lived)
 		s->early = 0;
 	if (exited && info->si_status == EXIT_SUCCESS) {
@@ -405,7 +409,7 @@ static void died(struct supervisor *s, const siginfo_t *info)
 		s->start_at = now;
 	} else if (exited && !s->ever_ready) {
 		end(s, info->si_status);
-	} else if (!exited && info->si_status == SIGKILL && !s->hung) {
+	} else if (s->last_killed) {
 		killed(s, how);
 	} else if (lived && !s->stop_asked) {
 		log_err("worker %s; starting the next", how);

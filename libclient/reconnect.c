@@ -163,7 +163,12 @@ static void give_up(struct attempt *t)
 int link_reconnect(struct arena *a, uint64_t deadline)
 {
 	struct attempt t = {.arena = a, .sock = -1, .deadline = deadline, .b = a->spare};
-	int r = sock_connect(a, &t.sock);
+	int r;
+
+	/* It may be whole, and other descriptors lost: two connections are one too many for the daemon. */
+	if (link_owns_socket(a))
+		shutdown(a->sock, SHUT_RDWR);
+	r = sock_connect(a, &t.sock);
 
 	if (r == 0)
 		r = sock_hello(a, t.sock, t.b, deadline);

@@ -53,59 +53,78 @@ static void count(uint64_t *counter, uint64_t n)
 
 /* ---- slots ---- */
 
-int tlb_slot_fd(const struct tlb *t, unsigned slot)
+static struct tlb_slot *slot_at(const struct tlb *t, unsigned slot)
 {
-	const int *chunk;
+	struct tlb_slot *chunk;
 
 	if (slot >= ARENA_MAX_SLOTS)
-		return -1;
+		return NULL;
 	chunk = load_acquire(&t->slots[slot / SLOTS_PER_CHUNK]);
-	return chunk ? load_acquire(&chunk[slot % SLOTS_PER_CHUNK]) - 1 : -1;
+	return chunk ? &chunk[slot % SLOTS_PER_CHUNK] : NULL;
+}
+
+int tlb_slot_fd(const struct tlb *t, unsigned slot)
+{
+	const struct tlb_slot *s = slot_at(t, slot);
+
+	return s ? load_acquire(&s->number) - 1 : -1;
+}
+
+static ino_t ino_of(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 ? st.st_ino : 0;
+}
+
+/* The program may have closed it, and what has its number now is not ours to map or to close. */
+static bool slot_is_ours(const struct tlb_slot *s)
+{
+	return s->number && s->ino && ino_of(s->number - 1) == s->ino;
+}
+
+static void slot_put(struct tlb_slot *s, int fd)
+{
+	s->ino = ino_of(fd);
+	store_release(&s->number, fd + 1);
 }
 
 int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 {
+	struct tlb_slot *s, *chunk;
 	uint64_t mask;
-	int *chunk;
 	int old;
 
 	if (slot >= ARENA_MAX_SLOTS || fd < 0)
 		return -EBADF;
-	chunk = t->slots[slot / SLOTS_PER_CHUNK];
-	if (!chunk) {
+	if (!t->slots[slot / SLOTS_PER_CHUNK]) {
 		chunk = mem_array(SLOTS_PER_CHUNK, sizeof(*chunk));
 		if (!chunk)
 			return -ENOMEM;
 		store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
 	}
+	s = slot_at(t, slot);
 	/* A refill uses the descriptor under the lock. */
 	mask = tlb_lock(t, false);
-	old = chunk[slot % SLOTS_PER_CHUNK] - 1;
-	store_release(&chunk[slot % SLOTS_PER_CHUNK], fd + 1);
+	old = slot_is_ours(s) ? s->number - 1 : -1;
+	slot_put(s, fd);
 	tlb_unlock(t, mask, false);
-	if (old >= 0)
+	if (old >= 0 && old != fd)
 		close(old);
 	return 0;
 }
 
-static bool same_file(int a, int b)
-{
-	struct stat x, y;
-
-	return fstat(a, &x) == 0 && fstat(b, &y) == 0 && x.st_dev == y.st_dev &&
-	       x.st_ino == y.st_ino;
-}
-
 int tlb_slot_replace(struct tlb *t, unsigned slot, int fd)
 {
-	int *place = &t->slots[slot / SLOTS_PER_CHUNK][slot % SLOTS_PER_CHUNK];
+	struct tlb_slot *s = slot_at(t, slot);
 	uint64_t mask = tlb_lock(t, false);
 	int left = -1;
 
-	if (same_file(*place - 1, fd))
+	/* The new one may have got the very number that the old one had. */
+	if (s->number - 1 != fd && slot_is_ours(s) && ino_of(fd) == s->ino)
 		left = fd;
 	else
-		store_release(place, fd + 1);
+		slot_put(s, fd);
 	tlb_unlock(t, mask, false);
 	return left;
 }
@@ -121,8 +140,8 @@ void tlb_slots_close(struct tlb *t)
 {
 	for (unsigned c = 0; c < ARRAY_SIZE(t->slots); c++) {
 		for (unsigned i = 0; t->slots[c] && i < SLOTS_PER_CHUNK; i++)
-			if (t->slots[c][i])
-				close(t->slots[c][i] - 1);
+			if (slot_is_ours(&t->slots[c][i]))
+				close(t->slots[c][i].number - 1);
 		free(t->slots[c]);
 		t->slots[c] = NULL;
 	}
@@ -132,7 +151,8 @@ void tlb_slots_close(struct tlb *t)
 
 static int reservation_map(struct tlb *t, const struct tlb_run *run, int fd, unsigned flags)
 {
-	(void)t;
+	if (!slot_is_ours(slot_at(t, arena_pte_slot(run->pte))))
+		return -EBADF;
 	return os_map_fixed(pointer(run->start), run->end - run->start, fd,
 			    arena_pte_pfn(run->pte) << ARENA_PAGE_SHIFT, flags);
 }

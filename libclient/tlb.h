@@ -28,6 +28,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <sys/types.h>
+
 #include "arena/abi.h"
 #include "libclient/lock.h"
 
@@ -70,6 +72,12 @@ struct tlb_ops {
 };
 extern const struct tlb_ops tlb_reservation_ops; /* the signal trap's */
 
+/* The descriptor of an arena file. Its number may have become another file's: the program closes. */
+struct tlb_slot {
+	int number; /* plus one; read without a lock */
+	ino_t ino;  /* the lock */
+};
+
 struct tlb {
 	const struct tlb_ops *ops; /* NULL: tlb_reservation_ops */
 	uint64_t base, size;       /* the window */
@@ -81,8 +89,7 @@ struct tlb {
 	struct arena_channel_header *channel;
 	struct arena_flush_entry *ring;
 	struct arena_table_bits *bits;
-	/* descriptors of arena files, plus one; grows in chunks, read without a lock */
-	int *slots[ARENA_MAX_SLOTS / SLOTS_PER_CHUNK];
+	struct tlb_slot *slots[ARENA_MAX_SLOTS / SLOTS_PER_CHUNK]; /* grows in chunks */
 
 	struct small_lock lock;
 	struct tlb_note *notes;

@@ -30,6 +30,8 @@
 
 /* The daemon says yes, but the entry says no: another thread is changing the mapping. */
 #define MAX_TRIES 1000
+/* Descriptors come again, and with a worker that dies meanwhile once more. */
+#define MAX_LOST 16
 
 static const struct fault_signal bus_error = {.signo = SIGBUS, .code = BUS_ADRERR};
 
@@ -92,7 +94,7 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 				__atomic_fetch_add(&a->tlb.channel->refills, 1, __ATOMIC_RELAXED);
 			return 0;
 		}
-		if (r < 0 && (lost++ || !descriptors_again(a, r)))
+		if (r < 0 && (lost++ >= MAX_LOST || !descriptors_again(a, r)))
 			break;
 		if (r < 0)
 			continue;

@@ -171,10 +171,12 @@ static void do_scattered(struct test_daemon *d, void *arg)
 
 static void test_scattered(void **state)
 {
+	const struct test_daemon *d = *state;
 	uint64_t *evictions = shared_alloc(sizeof(*evictions));
 
 	client_run(*state, do_scattered, evictions);
-	assert_true(*evictions > 0);
+	/* The whole flush of each worker's recovery makes room, too. */
+	assert_true(*evictions > 0 || d->killer);
 	shared_free(evictions, sizeof(*evictions));
 }
 
@@ -207,12 +209,14 @@ static void do_sequential(struct test_daemon *d, void *arg)
 
 static void test_sequential(void **state)
 {
+	const struct test_daemon *d = *state;
 	uint64_t *faults = shared_alloc(sizeof(*faults));
 
 	client_run(*state, do_sequential, faults);
 	/* One a leaf would be as many as there are leaves; without leaves, 512 times that. */
 	print_message("%u leaves in %llu faults\n", test_scaled(96), (unsigned long long)*faults);
-	assert_true(*faults > 0 && *faults <= test_scaled(96) + 8);
+	/* Each worker that dies has the windows start small again. */
+	assert_true(*faults > 0 && (d->killer || *faults <= test_scaled(96) + 8));
 	shared_free(faults, sizeof(*faults));
 }
 

@@ -12,11 +12,13 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/os.h"
@@ -743,6 +745,50 @@ static void holes_not_to_be_written_are_left_alone(void **state)
 
 #define TLB_TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
+/* ---- the program closes descriptors that are not its own ---- */
+
+static int refill_result(unsigned page)
+{
+	uint64_t mask = tlb_lock(&f->tlb, false);
+	int r = tlb_refill(&f->tlb, address_of(page), PROT_READ, NULL);
+
+	tlb_unlock(&f->tlb, mask, false);
+	return r;
+}
+
+/* Another file under the number of an arena file is neither mapped nor closed. */
+static void a_number_is_another_files(void **state)
+{
+	int number, other = os_memfd("other", ARENA_FRAMES * ARENA_PAGE_SIZE);
+	struct stat st;
+
+	(void)state;
+	number = map_holes(ARENA_PTE_READ);
+	assert_int_equal(dup3(other, number, O_CLOEXEC), number);
+	assert_int_equal(refill_result(FIRST_HOLE * ARENA_LEAF_PAGES), -EBADF);
+	assert_int_equal(tlb_slot_set(&f->tlb, HOLES_SLOT, os_memfd("holes", 4096)), 0);
+	assert_int_equal(fstat(number, &st), 0);
+	close(number);
+	close(other);
+}
+
+/* The file comes again under the number that it had, which was free. */
+static void a_number_comes_again(void **state)
+{
+	int number = map_holes(ARENA_PTE_READ), again = dup(number), left;
+
+	(void)state;
+	assert_int_equal(tlb_slot_replace(&f->tlb, HOLES_SLOT, again), again);
+	close(number);
+	assert_int_equal(refill_result(FIRST_HOLE * ARENA_LEAF_PAGES), -EBADF);
+	assert_int_equal(dup2(again, number), number);
+	left = tlb_slot_replace(&f->tlb, HOLES_SLOT, number);
+	assert_int_equal(left, -1);
+	assert_int_equal(tlb_slot_fd(&f->tlb, HOLES_SLOT), number);
+	close(again);
+	assert_int_equal(refill_result(FIRST_HOLE * ARENA_LEAF_PAGES), TLB_DONE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -760,6 +806,8 @@ int main(void)
 		TLB_TEST(holes_are_backed_in_bounded_runs),
 		TLB_TEST(holes_that_are_gone_meanwhile),
 		TLB_TEST(holes_not_to_be_written_are_left_alone),
+		TLB_TEST(a_number_is_another_files),
+		TLB_TEST(a_number_comes_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

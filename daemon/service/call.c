@@ -36,6 +36,7 @@
 #include "base/os.h"
 #include "base/truth.h"
 #include "daemon/phys/journal.h"
+#include "daemon/store/store.h"
 
 static const struct method methods[] = {
 #define METHOD(CASE, name, handler, where, needs, repeat) \
@@ -531,12 +532,13 @@ void call_finish_interrupted(struct service *s)
 {
 	struct state *st = service_state(s);
 	struct state_header *h = st->header;
+	uint32_t max = store_last_was_killed() ? SERVICE_MAX_KILLS : SERVICE_MAX_DEATHS;
 	uint32_t mailbox = h->serving & 0xff;
 	struct peer *p = peer_of(s, (uint32_t)(h->serving >> 8));
 
 	s->interrupted = false;
 	mailbox = mailbox == SERVING_SOCKET ? CALL_SOCKET : mailbox;
-	if (p && h->serving_deaths + 1 >= SERVICE_MAX_DEATHS) {
+	if (p && h->serving_deaths + 1 >= max) {
 		peer_refuse(p, "workers die in its call");
 	} else if (p) {
 		truth_store(&h->serving_deaths, h->serving_deaths + 1);

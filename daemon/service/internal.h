@@ -35,6 +35,7 @@
 #define SERVICE_MAX_COMM 32
 #define SERVICE_TOKEN_BYTES 16u
 #define SERVICE_MAX_DEATHS 3u /* so many workers may die in one call */
+#define SERVICE_MAX_KILLS 30u /* of kills, which are hardly ever the call's doing */
 
 /* ---- peers ----------------------------------------------------------------------- */
 

@@ -57,6 +57,7 @@ static struct {
 	int fd;            /* connected to the keeper; -1: there is none, or it died */
 	pid_t supervisor;  /* the keeper, if it is arenad's own */
 	int supervisor_fd; /* its pidfd */
+	bool last_killed;
 	uint64_t watchdog_usec;
 	size_t names; /* bytes that the names of all that is kept take, each with a separator */
 	char *program;
@@ -268,6 +269,7 @@ static void read_supervisor(void)
 
 	if (pid <= 0)
 		return;
+	keeper.last_killed = getenv("X_ARENAD_KILLED");
 	keeper.supervisor = (pid_t)pid;
 	keeper.supervisor_fd = os_pidfd_open((pid_t)pid);
 	/* Asked last: now the socket and the pidfd are its, whatever its process id comes to be. */
@@ -337,9 +339,9 @@ static int read_handed(void)
 static void clear_environment(void)
 {
 	static const char *const names[] = {
-		"NOTIFY_SOCKET",    "WATCHDOG_USEC",       "WATCHDOG_PID",
-		"LISTEN_PID",       "LISTEN_FDS",          "LISTEN_FDNAMES",
-		"X_ARENAD_FDNAMES", "X_ARENAD_SUPERVISOR", "X_ARENAD_PROGRAM",
+		"NOTIFY_SOCKET",    "WATCHDOG_USEC",   "WATCHDOG_PID",     "LISTEN_PID",
+		"LISTEN_FDS",       "LISTEN_FDNAMES",  "X_ARENAD_FDNAMES", "X_ARENAD_SUPERVISOR",
+		"X_ARENAD_PROGRAM", "X_ARENAD_KILLED",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
@@ -372,6 +374,11 @@ bool store_kept(void)
 pid_t store_supervisor(void)
 {
 	return keeper.supervisor;
+}
+
+bool store_last_was_killed(void)
+{
+	return keeper.last_killed;
 }
 
 int store_supervisor_fd(void)

@@ -20,6 +20,7 @@
  *
  * Ours beside systemd's protocol, in the environment: X_ARENAD_SUPERVISOR=PID says that the
  * keeper is arenad's supervisor; X_ARENAD_PROGRAM=PATH which program it started;
+ * X_ARENAD_KILLED=1 that the worker before was killed by somebody, rather than died of what it did;
  * X_ARENAD_FDNAMES=FD a file with LISTEN_FDNAMES, which are more than a variable can hold. And as
  * a message: X_ARENAD_PROGRAM=PATH with a descriptor of that program: start it next time.
  */
@@ -43,6 +44,8 @@ int store_open(void);
 bool store_kept(void);
 /* The process id of arenad's supervisor, if this process is its worker; else 0. */
 pid_t store_supervisor(void);
+/* Did the worker before this one die of a SIGKILL? Only a supervisor tells. */
+bool store_last_was_killed(void);
 /* A descriptor that becomes readable when the supervisor has died, borrowed; -1: none. */
 int store_supervisor_fd(void);
 /* The supervisor has died: says so in the log, once; nothing is kept from here on. */
