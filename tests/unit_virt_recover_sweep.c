@@ -417,6 +417,8 @@ static void step_late_ack(void)
 	ack(C, true);
 }
 
+#include "tests/virt_scenario_calls.h"
+
 static void step_close(void)
 {
 	close_segment(C, s.a_ro);
@@ -461,7 +463,8 @@ static void step_end(void)
 static void (*const steps[])(void) = {
 	step_start,   step_anon,       step_split,    step_protect,     step_fixed,    step_shared,
 	step_segment, step_cow,        step_ack,      step_own_segment, step_truncate, step_pages,
-	step_ack,     step_advice,     step_populate, step_late_ack,    step_close,    step_unmap,
+	step_ack,     step_advice,     step_populate, step_hole,        step_late_ack, step_mremap,
+	step_heap,    step_lock,       step_pin,      step_collapse,    step_close,    step_unmap,
 	step_death,   step_new_client, step_ack,      step_end,
 };
 

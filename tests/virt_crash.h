@@ -102,6 +102,7 @@ static inline void crash_recover(void)
 		crash_arm(crash.after_death());
 	truth_stop_after = crash.die_at;
 	assert_int_equal(crash_try_recover(), 0);
+	virt_set_limits(crash.m->virt, fake_limit);
 	assert_true(virt_is_valid(crash.m->virt));
 	crash_reborn();
 }
@@ -283,13 +284,18 @@ static int crash_do_madvise(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
 
-	return vm_madvise(mm, k->a, k->b, (int)k->e, k->f);
+	struct flush_wait *wait = k->out;
+
+	/* Whoever waited for a worker that is dead waits for nobody. */
+	if (wait)
+		*wait = (struct flush_wait){.done = wait->done};
+	return vm_madvise(mm, k->a, k->b, (int)k->e, wait);
 }
 
 static inline int crash_vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice,
-				   unsigned cpu)
+				   struct flush_wait *wait)
 {
-	struct crash_args k = {.a = addr, .b = len, .e = (unsigned)advice, .f = cpu};
+	struct crash_args k = {.a = addr, .b = len, .e = (unsigned)advice, .out = wait};
 
 	return crash_run(crash_do_madvise, mm, &k, sizeof(k), false);
 }
@@ -301,14 +307,98 @@ static int crash_do_populate(struct mm *mm, void *arg)
 	return vm_populate(mm, k->a, k->b, k->e, k->f, &k->c);
 }
 
-static inline int crash_vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write,
-				    unsigned cpu, uint64_t *next)
+static inline int crash_vm_populate(struct mm *mm, uint64_t addr, uint64_t len,
+				    enum populate_mode mode, unsigned cpu, uint64_t *next)
 {
-	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = write, .f = cpu};
+	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = mode, .f = cpu};
 	int r = crash_run(crash_do_populate, mm, &k, sizeof(k), false);
 
 	*next = k.c;
 	return r;
+}
+
+static int crash_do_mremap(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_mremap(mm, k->in, &k->a);
+}
+
+static inline int crash_vm_mremap(struct mm *mm, const struct vm_mremap_args *args, uint64_t *out)
+{
+	struct crash_args k = {.in = args, .a = *out};
+	int r = crash_run(crash_do_mremap, mm, &k, sizeof(k), true);
+
+	*out = k.a;
+	return r;
+}
+
+static int crash_do_brk(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_brk(mm, k->a, (int64_t)k->b, &k->c);
+}
+
+static inline int crash_vm_brk(struct mm *mm, uint64_t end, int64_t delta, uint64_t *out)
+{
+	struct crash_args k = {.a = end, .b = (uint64_t)delta, .c = *out};
+	int r = crash_run(crash_do_brk, mm, &k, sizeof(k), true);
+
+	*out = k.c;
+	return r;
+}
+
+static int crash_do_mlock(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return k->e ? vm_mlock(mm, k->a, k->b, k->f) : vm_munlock(mm, k->a, k->b);
+}
+
+static inline int crash_vm_mlock(struct mm *mm, uint64_t addr, uint64_t len, bool onfault)
+{
+	struct crash_args k = {.a = addr, .b = len, .e = 1, .f = onfault};
+
+	return crash_run(crash_do_mlock, mm, &k, sizeof(k), false);
+}
+
+static inline int crash_vm_munlock(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	struct crash_args k = {.a = addr, .b = len};
+
+	return crash_run(crash_do_mlock, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_pin(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_pin(mm, k->a, k->b, k->e, k->f, &k->c);
+}
+
+static inline int crash_vm_pin(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+			       uint64_t *next)
+{
+	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = write, .f = cpu};
+	int r = crash_run(crash_do_pin, mm, &k, sizeof(k), true);
+
+	*next = k.c;
+	return r;
+}
+
+static int crash_do_unpin(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_unpin(mm, k->a, k->b);
+}
+
+static inline int crash_vm_unpin(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	struct crash_args k = {.a = addr, .b = len};
+
+	return crash_run(crash_do_unpin, mm, &k, sizeof(k), true);
 }
 
 static int crash_do_alloc(struct mm *mm, void *arg)
@@ -461,6 +551,12 @@ static inline void crash_virt_flush_collect(struct virt *v)
 #define vm_mprotect crash_vm_mprotect
 #define vm_madvise crash_vm_madvise
 #define vm_populate crash_vm_populate
+#define vm_mremap crash_vm_mremap
+#define vm_brk crash_vm_brk
+#define vm_mlock crash_vm_mlock
+#define vm_munlock crash_vm_munlock
+#define vm_pin crash_vm_pin
+#define vm_unpin crash_vm_unpin
 #define vm_alloc_pages crash_vm_alloc_pages
 #define vm_free_pages crash_vm_free_pages
 #define vm_fault crash_vm_fault

@@ -338,6 +338,8 @@ static int copy_on_write(struct fault *f, pfn_t from)
 			return r;
 		}
 		remap_entry(f->mm, &ref, got.pfn, entry);
+		if (vma->flags & VM_LOCKED)
+			page_mlock(f->mm, got.pfn);
 		flush_post(f->mm, ARENA_FLUSH_UNMAP, f->addr, f->addr + ARENA_PAGE_SIZE);
 		return 0;
 	}
@@ -416,7 +418,9 @@ static bool vma_permits(const struct vma *vma, uint32_t access)
 
 /*
  * An entry permits less than the VMA does, though its frame could be mapped as it is: a crash fell
- * between the VMA's new rights and the entry's. False: the frame must be another one.
+ * between the VMA's new rights and the entry's, or the right was taken to copy the frame (collapse.c), and
+ * who was about to do it will see a writable entry and begin anew. False: the frame must be another
+ * one.
  */
 static bool entry_allow(const struct fault *f, const struct pte_ref *ref)
 {
@@ -437,7 +441,7 @@ static bool entry_is_anon(const struct mm *mm, uint64_t entry)
 
 static int fault_resolve(struct fault *f)
 {
-	struct vma *vma = vma_find(f->mm, f->addr);
+	struct vma *vma = find_extend_vma(f->mm, f->addr);
 	struct pte_ref ref;
 	bool present;
 
@@ -488,46 +492,104 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 #define POPULATE_FAULTS 64
 #define POPULATE_LOOKS 65536 /* at entries that are there already */
 
-int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+/* One bounded piece's state. */
+struct populate {
+	struct mm *mm;
+	uint64_t addr, end;
+	enum populate_mode mode;
+	unsigned cpu, faults;
+};
+
+/* The access that populates v; 0: this VMA is passed over. */
+static uint32_t populate_access(const struct populate *p, const struct vma *v)
+{
+	if (p->mode == POPULATE_READ || p->mode == POPULATE_WRITE)
+		return p->mode == POPULATE_WRITE ? PROT_WRITE : PROT_READ;
+	if (v->flags & (VM_LOCKONFAULT | VM_SPECIAL))
+		return 0;
+	return (v->prot & PROT_WRITE) && !(v->flags & VM_SHARED) ? PROT_WRITE : PROT_READ;
+}
+
+static int populate_refused(const struct fault_refusal *refusal)
+{
+	if (refusal->signo == SIGBUS)
+		return ARENA_E_FAULT;
+	return refusal->code == SEGV_MAPERR ? ARENA_E_NOT_MAPPED : ARENA_E_ACCESS;
+}
+
+/* Have p->addr present; it moves on to what lies behind the entry. */
+static int populate_entry(struct populate *p, uint32_t access)
+{
+	struct fault_refusal refusal = {0};
+	struct fault f = {
+		.mm = p->mm,
+		.addr = p->addr,
+		.access = access,
+		.cpu = p->cpu,
+		.refusal = &refusal,
+	};
+	struct pte_ref ref;
+
+	if (!pgtable_lookup(p->mm, p->addr, &ref) || !entry_permits(*ref.entry, access)) {
+		int r = fault_resolve(&f);
+
+		if (r || refusal.signo)
+			return r ? r : populate_refused(&refusal);
+		p->faults++;
+		/* Skip what this fault filled ahead: the next look finds it present. */
+	}
+	if (!pgtable_lookup(p->mm, p->addr, &ref))
+		return ARENA_E_NO_MEMORY;
+	p->addr = ref.level ? (p->addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE
+			    : p->addr + ARENA_PAGE_SIZE;
+	return 0;
+}
+
+static int populate_step(struct populate *p)
+{
+	const struct vma *v = vma_find(p->mm, p->addr);
+	bool lock = p->mode == POPULATE_LOCK || p->mode == POPULATE_LOCK_ALL;
+	uint64_t stop;
+	uint32_t access;
+	int r;
+
+	/* A stack is not grown by this. */
+	if (!v || v->start > p->addr) {
+		if (!lock)
+			return ARENA_E_NOT_MAPPED;
+		p->addr = v ? MIN(v->start, p->end) : p->end;
+		return 0;
+	}
+	access = populate_access(p, v);
+	stop = v->end;
+	r = access ? populate_entry(p, access) : 0;
+	if (!access || (r && p->mode == POPULATE_LOCK_ALL)) {
+		p->addr = stop;
+		r = 0;
+	}
+	return r;
+}
+
+int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode mode, unsigned cpu,
 		uint64_t *next)
 {
-	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
-	unsigned faults = 0, looks;
+	struct populate p = {
+		.mm = mm,
+		.addr = addr,
+		.end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE),
+		.mode = mode,
+		.cpu = cpu,
+	};
+	unsigned looks;
+	int r = 0;
 
 	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (len && (!range_ok(addr, len) || end < addr)))
+	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (len && (!range_ok(addr, len) || p.end < addr)))
 		return ARENA_E_INVALID;
-	/* The walk ignores what an address has above its 48th bit. */
-	if (len && addr >= mm->header->window_base + mm->header->window_size)
-		return ARENA_E_NOT_MAPPED;
-	for (looks = 0; addr < end && faults < POPULATE_FAULTS && looks < POPULATE_LOOKS; looks++) {
-		struct fault_refusal refusal = {0};
-		struct fault f = {
-			.mm = mm,
-			.addr = addr,
-			.access = write ? PROT_WRITE : PROT_READ,
-			.cpu = cpu,
-			.refusal = &refusal,
-		};
-		struct pte_ref ref;
-		int r;
-
-		if (!pgtable_lookup(mm, addr, &ref) || !entry_permits(*ref.entry, f.access)) {
-			r = fault_resolve(&f);
-			if (r)
-				return r;
-			if (refusal.signo)
-				return refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV
-					       ? ARENA_E_NOT_MAPPED
-					       : ARENA_E_FAULT;
-			faults++;
-			/* Skip what this fault filled ahead: the next look finds it present. */
-		}
-		if (!pgtable_lookup(mm, addr, &ref))
-			return ARENA_E_NO_MEMORY;
-		addr = ref.level ? (addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE
-				 : addr + ARENA_PAGE_SIZE;
-	}
-	*next = MIN(addr, end);
-	return 0;
+	for (looks = 0;
+	     p.addr < p.end && p.faults < POPULATE_FAULTS && looks < POPULATE_LOOKS && !r; looks++)
+		r = populate_step(&p);
+	if (!r)
+		*next = MIN(p.addr, p.end);
+	return r;
 }

@@ -26,6 +26,7 @@ int virt_create(struct phys *p, struct virt **out)
 		return ARENA_E_NO_MEMORY;
 	v->phys = p;
 	v->state = phys_state(p);
+	v->limit = limit_of_process;
 	LIST_INIT(&v->mms);
 	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
@@ -423,6 +424,8 @@ struct mm *mm_destroy(struct mm *mm)
 	cow_forget(mm, 0, UINT64_MAX);
 	if (mm->tables)
 		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, NULL);
+	if (mm->base)
+		mm_unpin_all(mm);
 	vma_free_all(mm);
 	mm_close_handles(mm);
 	if (mm->record)

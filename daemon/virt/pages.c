@@ -29,7 +29,7 @@ static int direct_vma(struct mm *mm)
 		.start = base,
 		.end = base + (mm->header->arena_frames << ARENA_PAGE_SHIFT),
 		.pgoff = base >> ARENA_PAGE_SHIFT,
-		.flags = VM_DIRECT,
+		.flags = VM_DIRECT | VM_PFNMAP | VM_IO | VM_DONTDUMP,
 		.prot = PROT_READ | PROT_WRITE,
 	};
 	struct vma *v;

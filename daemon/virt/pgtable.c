@@ -52,7 +52,9 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 	uint32_t table;
 	int r;
 
-	if (faultpoint("virt.table"))
+	if (mm->reserved_tables)
+		mm->reserved_tables--;
+	else if (faultpoint("virt.table"))
 		return ARENA_E_NO_MEMORY;
 	if (mm->nr_free_tables) {
 		table = mm->free_tables[--mm->nr_free_tables];
@@ -70,6 +72,31 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 	phys_node_stat_add(phys_node(mm->virt->phys, 0), NR_PAGETABLE, 1);
 	*out = table;
 	return 0;
+}
+
+int pgtable_reserve(struct mm *mm, uint32_t n)
+{
+	uint32_t top = mm->header->nr_tables;
+
+	if (faultpoint("virt.table"))
+		return ARENA_E_NO_MEMORY;
+	if (n > mm->nr_free_tables) {
+		uint32_t fresh = n - mm->nr_free_tables;
+		int r;
+
+		if (fresh > ARENA_MM_MAX_TABLES - top)
+			return ARENA_E_NO_MEMORY;
+		r = pgtable_reserve_index(mm, top + fresh - 1);
+		if (r)
+			return r;
+	}
+	mm->reserved_tables = n;
+	return 0;
+}
+
+void pgtable_unreserve(struct mm *mm)
+{
+	mm->reserved_tables = 0;
 }
 
 void pgtable_release(struct mm *mm, uint32_t table)
@@ -238,7 +265,8 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 		split_page(v->phys, head);
 		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
 	} else {
-		/* The block stays whole; its head is now referenced by 512 entries instead of one. */
+		/* An object's, or pinned: the block stays whole; its head is now referenced by 512
+		 * entries instead of one. */
 		for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {
 			get_page(v->phys, head);
 			page->mapcount++;

@@ -91,6 +91,29 @@ void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t e
 	page->mapcount++;
 	entry_count(mm, page, pfn, entry, 1);
 	pte_install(mm, ref, entry);
+	if (vma->flags & VM_LOCKED)
+		page_mlock(mm, frame_head(mm->virt, pfn));
+}
+
+void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry)
+{
+	struct mm *mm = vma->mm;
+	struct page *page = pfn_to_page(mm->virt->phys, pfn);
+
+	page->mapcount++;
+	entry_count(mm, page, pfn, entry, 1);
+	pte_switch(mm, ref, entry);
+	if (vma->flags & VM_LOCKED)
+		page_mlock(mm, pfn);
+}
+
+void entry_mark_limbo(struct mm *mm, uint64_t entry)
+{
+	struct page *page =
+		pfn_to_page(mm->virt->phys, frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry)));
+
+	if (!(page->flags & PG_LIMBO))
+		truth_store(&page->flags, page->flags | PG_LIMBO);
 }
 
 /* The frame behind an entry that is about to go: counted out, marked. Returns its head. */
@@ -103,7 +126,8 @@ static pfn_t entry_leave(struct mm *mm, uint64_t entry)
 	if (!mm->dying)
 		page_enter_limbo(mm->virt->phys, head);
 	entry_count(mm, page, pfn, entry, -1);
-	page->mapcount--;
+	if (!--page->mapcount)
+		page_munlock(mm, head);
 	return head;
 }
 
@@ -129,6 +153,11 @@ void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
 	entry_count(mm, page, pfn, entry, 1);
 	pte_switch(mm, ref, entry);
 	limbo_add(mm, LIMBO_FRAME, head, pages);
+}
+
+void drop_replaced_entry(struct mm *mm, uint64_t entry)
+{
+	limbo_add(mm, LIMBO_FRAME, entry_leave(mm, entry), entry_pages(entry));
 }
 
 struct zap {

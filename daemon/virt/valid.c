@@ -9,6 +9,7 @@
 
 struct counts {
 	uint32_t *refs, *maps, *limbo; /* per pfn, of heads */
+	uint64_t committed;
 	uint64_t nr;
 	bool ok;
 };
@@ -94,10 +95,20 @@ static void check_tables(struct mm *mm, uint32_t table, struct counts *c, uint32
 			 t->used);
 }
 
+/* Count v into an mm that has nothing else. */
+static void count_vma(struct mm *sums, const struct vma *v)
+{
+	struct vma copy = *v;
+
+	copy.mm = sums;
+	vma_count(&copy, 1);
+}
+
 static void check_vmas(struct mm *mm, struct counts *c)
 {
 	struct vma *v;
-	uint64_t last = 0, total = 0;
+	struct mm sums = {.virt = mm->virt, .id = mm->id};
+	uint64_t last = 0, committed = mm->virt->committed;
 	uint32_t n = 0, live = 0, i;
 
 	RB_FOREACH(v, vma_tree, &mm->vmas) {
@@ -112,15 +123,28 @@ static void check_vmas(struct mm *mm, struct counts *c)
 				 (unsigned long)v->start);
 		last = v->end;
 		n++;
-		if (!(v->flags & VM_DIRECT))
-			total += (v->end - v->start) >> ARENA_PAGE_SHIFT;
+		count_vma(&sums, v);
 	}
 	for (i = 0; i < mm->record_top; i++)
 		live += mm->records[i].state != ARENA_VMA_FREE;
 	if (n != mm->nr_vmas || live != n || mm->record_top - mm->nr_free_records != n)
 		COMPLAIN(c, "mm %u: %u VMAs, %u counted, %u records", mm->id, n, mm->nr_vmas, live);
-	if (total != mm->total_vm || mm->header->txn.armed)
-		COMPLAIN(c, "mm %u: total_vm or an open transaction", mm->id);
+	c->committed += mm->virt->committed - committed;
+	mm->virt->committed = committed;
+	if (sums.total_vm != mm->total_vm || sums.data_vm != mm->data_vm ||
+	    sums.exec_vm != mm->exec_vm || sums.stack_vm != mm->stack_vm ||
+	    sums.locked_vm != mm->locked_vm || mm->header->txn.armed)
+		COMPLAIN(c, "mm %u: total_vm and its parts, or an open transaction", mm->id);
+}
+
+static void count_pin(void *arg, pfn_t head)
+{
+	struct counts *c = arg;
+
+	if (head < c->nr)
+		c->refs[head]++;
+	else
+		COMPLAIN(c, "a pinned frame is free");
 }
 
 static void check_slots(struct mm *mm, struct counts *c)
@@ -236,6 +260,7 @@ static void check_mm(struct mm *mm, struct counts *c)
 	    k.leaves != mm->leaves)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
+	mm_for_each_pin(mm, count_pin, c);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
@@ -338,8 +363,13 @@ bool virt_is_valid(struct virt *v)
 		check_limbo(mm, &c);
 		limbo += mm->limbo.pages;
 	}
-	LIST_FOREACH(o, &v->objects, link)
+	LIST_FOREACH(o, &v->objects, link) {
 		check_object(o, &c);
+		c.committed += o->accounted;
+	}
+	if (c.committed != v->committed)
+		COMPLAIN(&c, "%lu pages are committed, %lu counted", (unsigned long)c.committed,
+			 (unsigned long)v->committed);
 	check_frames(v, &c);
 	if (limbo != v->limbo_pages || pending != v->nr_pending)
 		COMPLAIN(&c, "limbo or pending clients are off");
