@@ -19,8 +19,10 @@
  * its pgoff (vma_anon_index()). A leaf moves whole where old and new address are alike modulo 2 MiB,
  * else it is split.
  *
- * The plan says everything the rest needs, so a call found PREPARED is finished from it: no VMA at the
- * destination with the plan's pgoff means that nothing was done.
+ * The plan says everything the rest needs, so a call found PREPARED is finished from it and not from its
+ * request, which the client may have changed. It may cover several VMAs, each a piece that is moved
+ * as above; all their destinations are unmapped before it is noted. So a VMA at a piece's
+ * destination was inserted by the plan, and a piece without source is done.
  */
 #include "daemon/virt/resume.h"
 
@@ -32,15 +34,18 @@ enum plan_kind {
 };
 
 struct plan {
-	uint64_t old, len, new_addr, new_len, pgoff;
+	uint64_t old, len, new_addr, new_len;
 	enum plan_kind kind;
 };
 
 static void plan_note(struct mm *mm, const struct plan *p)
 {
-	uint64_t arg[JOURNAL_ARGS] = {
-		call_tag(VIRT_CALL_MREMAP, mm->id), p->old, p->len, p->new_addr, p->new_len,
-		p->pgoff << 2 | (uint64_t)p->kind};
+	uint64_t arg[JOURNAL_ARGS] = {call_tag(VIRT_CALL_MREMAP, mm->id),
+				      p->old,
+				      p->len,
+				      p->new_addr,
+				      p->new_len,
+				      (uint64_t)p->kind};
 
 	journal_prepare(mm->virt->state, JOURNAL_ARGS, arg);
 }
@@ -49,14 +54,13 @@ static bool plan_found(struct mm *mm, struct plan *p)
 {
 	uint64_t arg[JOURNAL_ARGS];
 
-	if (!call_resume(mm->virt, VIRT_CALL_MREMAP, mm->id, arg))
+	if (!call_resume(mm->virt, VIRT_CALL_MREMAP, mm->id, arg) || arg[5] > PLAN_GROW)
 		return false;
 	*p = (struct plan){.old = arg[1],
 			   .len = arg[2],
 			   .new_addr = arg[3],
 			   .new_len = arg[4],
-			   .pgoff = arg[5] >> 2,
-			   .kind = (enum plan_kind)(arg[5] & 3)};
+			   .kind = (enum plan_kind)arg[5]};
 	return true;
 }
 
@@ -144,101 +148,99 @@ static struct vma *vma_at(const struct mm *mm, uint64_t addr)
 	return v && v->start <= addr ? v : NULL;
 }
 
-/* The destination's VMA is there: the rest of the plan. `m` is reserved. */
-static void plan_finish(struct mm *mm, const struct plan *p, struct move *m)
+/* What is left of a piece once its destination's VMA is there. `m` is reserved. */
+static void piece_finish(struct mm *mm, const struct plan *p, struct move *m)
 {
 	struct vma *v;
 
-	if (p->kind == PLAN_MOVE || p->kind == PLAN_KEEP)
-		move_entries(mm, m);
+	move_entries(mm, m);
 	v = vma_at(mm, p->old);
-	if (p->kind == PLAN_MOVE && v) {
-		BUG_ON(v->start != p->old || v->end != p->old + p->len);
+	BUG_ON(!v || v->start != p->old || v->end != p->old + p->len);
+	if (p->kind == PLAN_MOVE) {
 		vma_remove(v);
 		area_freed(mm, p->old, p->old + p->len);
-	} else if (p->kind == PLAN_KEEP && v) {
-		if (v->flags & VM_LOCKED)
-			vma_set_access(v, v->flags & ~VM_LOCKED_MASK, v->prot);
-		vma_merge(v);
+		return;
 	}
+	if (v->flags & VM_LOCKED)
+		vma_set_access(v, v->flags & ~VM_LOCKED_MASK, v->prot);
+	vma_merge(v);
 }
 
-static struct move plan_move(const struct plan *p)
-{
-	return (struct move){
-		.start = p->old, .end = p->old + p->len, .delta = p->new_addr - p->old};
-}
-
-static int plan_insert(struct mm *mm, const struct plan *p, const struct vma *from)
+static int piece_insert(struct mm *mm, const struct plan *p, const struct vma *from, bool touched)
 {
 	uint64_t skip = p->kind == PLAN_GROW ? p->len : 0;
 	struct vma_template t = {
 		.start = p->new_addr + skip,
 		.end = p->new_addr + p->new_len,
-		.pgoff = p->pgoff + (skip >> ARENA_PAGE_SHIFT),
+		.pgoff = vma_pgoff(from, p->old) + (skip >> ARENA_PAGE_SHIFT),
 		.flags = from->flags,
 		.prot = from->prot,
 		.slot = from->slot,
 		.object = from->object,
 	};
 
-	return vma_insert(mm, &t);
-}
-
-/* Source and destination are checked, the destination is free. */
-static int plan_start(struct mm *mm, struct plan *p)
-{
-	struct move m = plan_move(p);
-	struct vma *v;
-	int r = 0;
-
-	if (p->kind == PLAN_MOVE || p->kind == PLAN_KEEP)
-		r = vma_isolate(mm, p->old, p->old + p->len);
-	v = vma_at(mm, p->old);
-	p->pgoff = vma_pgoff(v, p->old);
-	if (!r && (p->kind == PLAN_MOVE || p->kind == PLAN_KEEP))
-		r = move_reserve(mm, &m);
 	/*
 	 * Memory that was never touched is as if it had been mapped there, and merges with what
 	 * is there. Not beside its source: that one must remain a VMA of its own to be removed.
 	 */
-	if (!v->object && !m.any && p->kind == PLAN_MOVE && p->new_addr != p->old + p->len &&
+	if (!from->object && !touched && p->kind == PLAN_MOVE && p->new_addr != p->old + p->len &&
 	    p->new_addr + p->new_len != p->old)
-		p->pgoff = p->new_addr >> ARENA_PAGE_SHIFT;
-	if (!r) {
-		plan_note(mm, p);
-		r = plan_insert(mm, p, v);
-	}
+		t.pgoff = p->new_addr >> ARENA_PAGE_SHIFT;
+	return vma_insert(mm, &t);
+}
+
+/* One VMA's part of the source, and its destination: free, or what a worker before us inserted there. */
+static int piece_move(struct mm *mm, const struct plan *p)
+{
+	struct move m = {.start = p->old, .end = p->old + p->len, .delta = p->new_addr - p->old};
+	/* Also what recovery has merged again. */
+	int r = vma_isolate(mm, p->old, p->old + p->len);
+
+	if (!r)
+		r = move_reserve(mm, &m);
+	if (!r && !vma_at(mm, p->new_addr))
+		r = piece_insert(mm, p, vma_at(mm, p->old), m.any);
 	if (r) {
 		pgtable_unreserve(mm);
-		if (p->kind != PLAN_GROW)
-			vma_merge(v);
+		vma_merge(vma_at(mm, p->old));
 		return r;
 	}
-	plan_finish(mm, p, &m);
+	piece_finish(mm, p, &m);
 	return 0;
 }
 
-/* Finish what a worker before us had planned. False: it had not begun. */
-static bool plan_resume(struct mm *mm, const struct plan *p, int *r)
+/* The whole plan, or what is left of it. */
+static int plan_run(struct mm *mm, const struct plan *p)
 {
-	struct move m = plan_move(p);
-	const struct vma *v = vma_at(mm, p->new_addr + (p->kind == PLAN_GROW ? p->len : 0));
+	uint64_t end = p->old + p->len, from = p->old;
+	int r = 0;
 
-	bool moves = p->kind == PLAN_MOVE || p->kind == PLAN_KEEP;
-
-	*r = 0;
-	if (!v || vma_pgoff(v, p->new_addr) != p->pgoff || v->end < p->new_addr + p->new_len)
-		return false;
-	/* Recovery has merged what was cut out. */
-	if (moves && vma_at(mm, p->old)) {
-		*r = vma_isolate(mm, p->old, p->old + p->len);
-		if (!*r)
-			*r = move_reserve(mm, &m);
+	if (p->kind == PLAN_DUP || p->kind == PLAN_GROW) {
+		if (vma_at(mm, p->new_addr + (p->kind == PLAN_GROW ? p->len : 0)))
+			return 0;
+		return piece_insert(mm, p, vma_at(mm, p->old), true);
 	}
-	if (!*r)
-		plan_finish(mm, p, &m);
-	return true;
+	while (from < end && !r) {
+		const struct vma *v = vma_find(mm, from);
+		struct plan piece = *p;
+
+		if (!v || v->start >= end)
+			break;
+		piece.old = MAX(v->start, from);
+		from = MIN(v->end, end);
+		piece.len = from - piece.old;
+		piece.new_addr = p->new_addr + (piece.old - p->old);
+		/* Only a single one grows as it moves. */
+		piece.new_len = p->new_len > p->len ? p->new_len : piece.len;
+		r = piece_move(mm, &piece);
+	}
+	return r;
+}
+
+static int plan_start(struct mm *mm, const struct plan *p)
+{
+	plan_note(mm, p);
+	return plan_run(mm, p);
 }
 
 /* ---- what the man page says --------------------------------------------------------------------------- */
@@ -292,7 +294,7 @@ static int move_to(struct mm *mm, const struct vm_mremap_args *a, uint64_t old_l
 	return plan_start(mm, &p);
 }
 
-/* One VMA's part of the source. Everything is checked before the destination is unmapped. */
+/* A single VMA, or part of one. Everything is checked before the destination is unmapped. */
 static int move_fixed(struct mm *mm, const struct vm_mremap_args *a, uint64_t old_len)
 {
 	int r = check_resize(mm, a, MIN(old_len, a->new_len));
@@ -313,28 +315,26 @@ static int move_fixed(struct mm *mm, const struct vm_mremap_args *a, uint64_t ol
 
 /* Several VMAs, which keep their distances: since Linux 6.17, where nothing is resized. What lies at
  * the destination of a hole stays. */
-static int move_many(struct mm *mm, const struct vm_mremap_args *a, uint64_t from)
+static int move_many(struct mm *mm, const struct vm_mremap_args *a)
 {
-	uint64_t end = a->old + a->new_len;
+	uint64_t end = a->old + a->new_len, from = a->old;
+	int r = 0;
 
-	while (from < end) {
+	while (from < end && !r) {
 		const struct vma *v = vma_find(mm, from);
 		struct vm_mremap_args piece = *a;
-		uint64_t stop;
-		int r;
 
 		if (!v || v->start >= end)
 			break;
-		stop = MIN(v->end, end);
 		piece.old = MAX(v->start, from);
-		piece.new_len = stop - piece.old;
+		from = MIN(v->end, end);
+		piece.new_len = from - piece.old;
 		piece.new_addr += piece.old - a->old;
-		r = move_fixed(mm, &piece, piece.new_len);
-		if (r)
-			return r;
-		from = stop;
+		r = check_resize(mm, &piece, piece.new_len);
+		if (!r)
+			r = unmap_range(mm, piece.new_addr, piece.new_addr + piece.new_len);
 	}
-	return 0;
+	return r ? r : move_to(mm, a, a->new_len, a->new_addr);
 }
 
 static int remap_fixed(struct mm *mm, const struct vm_mremap_args *a, uint64_t old_len)
@@ -342,7 +342,7 @@ static int remap_fixed(struct mm *mm, const struct vm_mremap_args *a, uint64_t o
 	const struct vma *v = vma_at(mm, a->old);
 
 	if (old_len == a->new_len && old_len > v->end - a->old)
-		return move_many(mm, a, a->old);
+		return move_many(mm, a);
 	return move_fixed(mm, a, old_len);
 }
 
@@ -441,16 +441,9 @@ int vm_mremap(struct mm *mm, const struct vm_mremap_args *args, uint64_t *out)
 	int r;
 
 	CONTROL_THREAD();
-	if (plan_found(mm, &p) && plan_resume(mm, &p, &r)) {
+	if (plan_found(mm, &p)) {
 		*out = p.new_addr;
-		/* One VMA of several is done; those after it may not be. */
-		if (!r && (a.flags & MREMAP_FIXED) && p.old >= a.old &&
-		    ALIGN_UP(a.old_len, ARENA_PAGE_SIZE) == ALIGN_UP(a.new_len, ARENA_PAGE_SIZE) &&
-		    p.old + p.len < a.old + a.new_len)
-			r = move_many(mm, &a, p.old + p.len);
-		if (a.flags & MREMAP_FIXED)
-			*out = a.new_addr;
-		return r;
+		return plan_run(mm, &p);
 	}
 	r = check_args(mm, &a, &old_len);
 	if (r)
