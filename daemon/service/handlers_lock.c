@@ -72,7 +72,7 @@ int handle_pin(struct call *call)
 		return ARENA_E_INVALID;
 	r = vm_pin(call->peer->mm, m->address, len, m->write, call_cpu(call, m->cpu), &next);
 	if (r)
-		return r;
+		return call_flush_again(call, r);
 	CALL_RESULT(call, populate, POPULATE)->next = next;
 	return 0;
 }

@@ -20,11 +20,8 @@ int handle_fault(struct call *call)
 	if (m->access != PROT_READ && m->access != PROT_WRITE && m->access != PROT_EXEC)
 		return ARENA_E_INVALID;
 	r = vm_fault(call->peer->mm, m->address, m->access, call_cpu(call, m->cpu), &refusal);
-	/* The client shall acknowledge what is posted before it asks again. */
-	if (r == ARENA_E_AGAIN)
-		call->posted = UINT64_MAX;
 	if (r)
-		return r;
+		return call_flush_again(call, r);
 	reply = CALL_RESULT(call, fault, FAULT);
 	reply->signo = (uint32_t)refusal.signo;
 	reply->code = refusal.code;
@@ -128,7 +125,7 @@ int handle_madvise(struct call *call)
 		return ARENA_E_INVALID;
 	/* Only this one takes what others may have mapped. */
 	if (m->advice != MADV_REMOVE)
-		return vm_madvise(p->mm, m->address, len, m->advice, NULL);
+		return call_flush_again(call, vm_madvise(p->mm, m->address, len, m->advice, NULL));
 	l = later_create(call);
 	if (!l)
 		return -ENOMEM;
@@ -154,7 +151,7 @@ int handle_populate(struct call *call)
 		r = vm_populate(call->peer->mm, m->address, len, (enum populate_mode)m->write,
 				call_cpu(call, m->cpu), &next);
 	if (r)
-		return r;
+		return call_flush_again(call, r);
 	/* Not beyond the end that the client knows. */
 	CALL_RESULT(call, populate, POPULATE)->next = MIN(next, m->address + m->length);
 	return 0;

@@ -328,6 +328,14 @@ static inline unsigned call_cpu(const struct call *call, uint32_t cpu)
 	return cpu % call->peer->service->machine->topology.nr_cpus;
 }
 
+/* Again: the client shall acknowledge what is posted before it asks once more. */
+static inline int call_flush_again(struct call *call, int r)
+{
+	if (r == ARENA_E_AGAIN)
+		call->posted = UINT64_MAX;
+	return r;
+}
+
 /* Round *len up to pages; false if address + length leaves 64 bits. */
 static inline bool round_range(uint64_t addr, uint64_t *len)
 {

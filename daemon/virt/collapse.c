@@ -13,7 +13,8 @@
  * writable entry and begins anew. Readers see the old frames until their flush, which hold the same
  * bytes: who writes to the leaf has replaced his own mapping of that page first.
  *
- * Only memory of the mm's own, each frame with no reference but its entry's: pinned pages never move.
+ * Only private memory. Frames that are shared copy-on-write are copied like others, and stay what they
+ * were for whoever shares them; pinned pages never move.
  */
 #include "daemon/virt/internal.h"
 
@@ -34,7 +35,7 @@ static int look_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg
 
 	c->present++;
 	c->writable |= *ref->entry & ARENA_PTE_WRITE;
-	c->busy |= !(page->flags & PG_ANON) || page->refcount != 1;
+	c->busy |= !(page->flags & PG_ANON) || page->flags & PG_PINNED;
 	if (c->to)
 		memcpy(c->to + (addr - c->base), domain_address(mm->domain, pfn), ARENA_PAGE_SIZE);
 	return 0;
@@ -57,14 +58,15 @@ static int mark_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
 
 /* The old frames, one after the other, to limbo; then their table, which the leaf replaced and a client
  * may still be walking. */
-static void drop_table(struct mm *mm, uint32_t table)
+static void drop_table(const struct vma *v, uint32_t table)
 {
+	struct mm *mm = v->mm;
 	const uint64_t *entries = pgtable_entries(mm, table);
 	unsigned i;
 
 	for (i = 0; i < ARENA_PTRS_PER_TABLE; i++)
 		if (entries[i])
-			drop_replaced_entry(mm, entries[i]);
+			drop_replaced_entry(v, entries[i]);
 	limbo_add(mm, LIMBO_TABLE, table, 0);
 }
 
@@ -77,7 +79,7 @@ static int make_leaf(struct vma *v, struct collapse *c, const struct pte_ref *pm
 		.order = ARENA_LEAF_ORDER,
 		.hint = PFN_NONE,
 		.owner = PG_ANON,
-		.mapping = mm->id,
+		.mapping = mm->anon_family,
 		.index = vma_anon_index(v, c->base),
 	};
 	uint32_t table = (uint32_t)arena_pte_pfn(*pmd->entry);
@@ -88,11 +90,12 @@ static int make_leaf(struct vma *v, struct collapse *c, const struct pte_ref *pm
 		r = alloc_pages(mm->virt->phys, &rq, &got);
 	if (r)
 		return r;
+	cow_forget(mm, c->base, c->base + ARENA_LEAF_SIZE);
 	c->to = domain_address(mm->domain, got.pfn);
 	pgtable_walk(mm, c->base, c->base + ARENA_LEAF_SIZE, look_one, c);
 	pgtable_walk(mm, c->base, c->base + ARENA_LEAF_SIZE, mark_one, NULL);
 	map_frame_over(v, pmd, got.pfn, vma_entry(v, got.pfn, true, false, false, false));
-	drop_table(mm, table);
+	drop_table(v, table);
 	flush_post(mm, ARENA_FLUSH_UNMAP, c->base, c->base + ARENA_LEAF_SIZE);
 	return 0;
 }

@@ -337,9 +337,7 @@ static int copy_on_write(struct fault *f, pfn_t from)
 			put_page(v->phys, got.pfn);
 			return r;
 		}
-		remap_entry(f->mm, &ref, got.pfn, entry);
-		if (vma->flags & VM_LOCKED)
-			page_mlock(f->mm, got.pfn);
+		remap_entry(vma, &ref, got.pfn, entry);
 		flush_post(f->mm, ARENA_FLUSH_UNMAP, f->addr, f->addr + ARENA_PAGE_SIZE);
 		return 0;
 	}
@@ -396,7 +394,7 @@ static int anon_fault(struct fault *f)
 
 /* ---- entry ------------------------------------------------------------------------------------------------ */
 
-static bool entry_permits(uint64_t entry, uint32_t access)
+bool entry_permits(uint64_t entry, uint32_t access)
 {
 	uint64_t need = ARENA_PTE_PRESENT;
 
@@ -462,8 +460,8 @@ static int fault_resolve(struct fault *f)
 	return anon_fault(f);
 }
 
-int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
-	     struct fault_refusal *refusal)
+int fault_handle(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+		 struct fault_refusal *refusal)
 {
 	struct fault f = {
 		.mm = mm,
@@ -472,6 +470,32 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 		.cpu = cpu,
 		.refusal = refusal,
 	};
+
+	return fault_resolve(&f);
+}
+
+int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done)
+{
+	struct fault f = {.mm = vma->mm, .vma = vma, .addr = addr, .cpu = cpu};
+	struct pte_ref ref;
+
+	*done = false;
+	if (vma->flags & (VM_SHARED | VM_SPECIAL) || !pgtable_lookup(f.mm, addr, &ref) ||
+	    !*ref.entry)
+		return 0;
+	*done = true;
+	if (!entry_is_anon(f.mm, *ref.entry))
+		return copy_on_write(&f, (pfn_t)arena_pte_pfn(*ref.entry) +
+						 (ref.level ? arena_table_index(addr, 0) : 0));
+	if (!cow_exclusive(f.mm, addr, &ref))
+		return cow_fault(vma, addr, cpu, &ref);
+	*done = false;
+	return 0;
+}
+
+int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+	     struct fault_refusal *refusal)
+{
 	int r;
 
 	CONTROL_THREAD();
@@ -480,116 +504,10 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 		return ARENA_E_INVALID;
 	mm->faults++;
 	state_event(mm->virt->state, EV_PGFAULT, 1);
-	r = fault_resolve(&f);
+	r = fault_handle(mm, addr, access, cpu, refusal);
 	/* Linux would kill somebody for memory here; the program hears of it as of a bad disk. */
-	if (r == ARENA_E_NO_MEMORY)
-		return refuse(&f, SIGBUS, BUS_ADRERR);
-	return r;
-}
-
-/* ---- populate ----------------------------------------------------------------------------------------------- */
-
-#define POPULATE_FAULTS 64
-#define POPULATE_LOOKS 65536 /* at entries that are there already */
-
-/* One bounded piece's state. */
-struct populate {
-	struct mm *mm;
-	uint64_t addr, end;
-	enum populate_mode mode;
-	unsigned cpu, faults;
-};
-
-/* The access that populates v; 0: this VMA is passed over. */
-static uint32_t populate_access(const struct populate *p, const struct vma *v)
-{
-	if (p->mode == POPULATE_READ || p->mode == POPULATE_WRITE)
-		return p->mode == POPULATE_WRITE ? PROT_WRITE : PROT_READ;
-	if (v->flags & (VM_LOCKONFAULT | VM_SPECIAL))
-		return 0;
-	return (v->prot & PROT_WRITE) && !(v->flags & VM_SHARED) ? PROT_WRITE : PROT_READ;
-}
-
-static int populate_refused(const struct fault_refusal *refusal)
-{
-	if (refusal->signo == SIGBUS)
-		return ARENA_E_FAULT;
-	return refusal->code == SEGV_MAPERR ? ARENA_E_NOT_MAPPED : ARENA_E_ACCESS;
-}
-
-/* Have p->addr present; it moves on to what lies behind the entry. */
-static int populate_entry(struct populate *p, uint32_t access)
-{
-	struct fault_refusal refusal = {0};
-	struct fault f = {
-		.mm = p->mm,
-		.addr = p->addr,
-		.access = access,
-		.cpu = p->cpu,
-		.refusal = &refusal,
-	};
-	struct pte_ref ref;
-
-	if (!pgtable_lookup(p->mm, p->addr, &ref) || !entry_permits(*ref.entry, access)) {
-		int r = fault_resolve(&f);
-
-		if (r || refusal.signo)
-			return r ? r : populate_refused(&refusal);
-		p->faults++;
-		/* Skip what this fault filled ahead: the next look finds it present. */
-	}
-	if (!pgtable_lookup(p->mm, p->addr, &ref))
-		return ARENA_E_NO_MEMORY;
-	p->addr = ref.level ? (p->addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE
-			    : p->addr + ARENA_PAGE_SIZE;
+	if (r != ARENA_E_NO_MEMORY)
+		return r;
+	*refusal = (struct fault_refusal){.signo = SIGBUS, .code = BUS_ADRERR};
 	return 0;
-}
-
-static int populate_step(struct populate *p)
-{
-	const struct vma *v = vma_find(p->mm, p->addr);
-	bool lock = p->mode == POPULATE_LOCK || p->mode == POPULATE_LOCK_ALL;
-	uint64_t stop;
-	uint32_t access;
-	int r;
-
-	/* A stack is not grown by this. */
-	if (!v || v->start > p->addr) {
-		if (!lock)
-			return ARENA_E_NOT_MAPPED;
-		p->addr = v ? MIN(v->start, p->end) : p->end;
-		return 0;
-	}
-	access = populate_access(p, v);
-	stop = v->end;
-	r = access ? populate_entry(p, access) : 0;
-	if (!access || (r && p->mode == POPULATE_LOCK_ALL)) {
-		p->addr = stop;
-		r = 0;
-	}
-	return r;
-}
-
-int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode mode, unsigned cpu,
-		uint64_t *next)
-{
-	struct populate p = {
-		.mm = mm,
-		.addr = addr,
-		.end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE),
-		.mode = mode,
-		.cpu = cpu,
-	};
-	unsigned looks;
-	int r = 0;
-
-	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (len && (!range_ok(addr, len) || p.end < addr)))
-		return ARENA_E_INVALID;
-	for (looks = 0;
-	     p.addr < p.end && p.faults < POPULATE_FAULTS && looks < POPULATE_LOOKS && !r; looks++)
-		r = populate_step(&p);
-	if (!r)
-		*next = MIN(p.addr, p.end);
-	return r;
 }

@@ -349,21 +349,31 @@ uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_re
 void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
  * caller posts the flush. */
-void unmap_entry(struct mm *mm, struct pte_ref *ref);
+void unmap_entry(const struct vma *vma, struct pte_ref *ref);
 /* Replace an entry by one of another frame, whose reference it takes over, in one store; the old
  * frame's goes to limbo. The caller reserved room there and posts the flush. */
-void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /*
  * A leaf in place of a table of entries: those are marked as in limbo, then the leaf is stored, then
  * each of them is dropped. Room in limbo was reserved; the caller posts the flush.
  */
 void entry_mark_limbo(struct mm *mm, uint64_t entry);
 void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
-void drop_replaced_entry(struct mm *mm, uint64_t entry);
+void drop_replaced_entry(const struct vma *vma, uint64_t entry);
 /* Split the leaf that addr cuts, if one does. */
 int split_leaf_at(struct mm *mm, uint64_t addr);
 /* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- fault.c ---- */
+
+bool entry_permits(uint64_t entry, uint32_t access);
+/* As vm_fault(), but memory that is short is ARENA_E_NO_MEMORY. addr is page aligned. */
+int fault_handle(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+		 struct fault_refusal *refusal);
+/* What a private mapping has at addr, if it has something, is to be nobody else's. *done: it was not, and is
+ * now. ARENA_E_AGAIN as of cow_fault(). */
+int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done);
 
 /* ---- cow.c ---- */
 
@@ -471,11 +481,10 @@ int unmap_range(struct mm *mm, uint64_t start, uint64_t end);
 /* mlock_future_check: may so many more pages be locked? ARENA_E_AGAIN, ARENA_E_PERMISSION. */
 int mm_may_lock(const struct mm *mm, uint32_t flags, uint64_t pages);
 bool mm_can_lock(const struct mm *mm);
-void page_mlock(struct mm *mm, pfn_t head);   /* now mapped by a locked VMA */
-void page_munlock(struct mm *mm, pfn_t head); /* the last entry is gone */
-void mm_recover_mlock(struct mm *mm);         /* after a crash: the index from the VMAs */
-void munlock_range(struct vma *v, uint64_t start,
-		   uint64_t end); /* v is about to be no more locked there */
+/* n entries of locked VMAs more, or less, point to the block. */
+void page_mlock(struct virt *v, pfn_t head, uint32_t n);
+void page_munlock(struct virt *v, pfn_t head, uint32_t n);
+void mm_recover_mlock(struct mm *mm); /* after a crash: the index from the VMAs */
 
 /* ---- stack.c ---- */
 
@@ -490,6 +499,10 @@ uint64_t vma_start_gap(const struct vma *v);
 int collapse_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bool *again);
 
 /* ---- pin.c ---- */
+static inline uint32_t page_pins(const struct page *page)
+{
+	return page->flags & PG_PINNED ? page->pin_count : 0;
+}
 /* The frame of addr if it is there (and writable): head and number. NULL: absent, or no page of ours
  * to hold (vm_normal_page). */
 struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn);
@@ -497,6 +510,7 @@ struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn);
  * move or free such a frame through this mapping. */
 struct page *vm_normal_page(const struct vma *v, uint64_t entry);
 void mm_unpin_all(struct mm *mm);
+void mm_recover_pin_counts(struct mm *mm); /* when the frames' references are right again */
 /* Each pinned page's head, once a pin. */
 void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg);
 /* After a crash: the first n records made whole, counts; the references are the caller's to count. How many were

@@ -6,17 +6,16 @@
  * client populates afterwards, piece by piece (vm_populate with POPULATE_LOCK), so that no call
  * keeps the control thread for long. Whoever takes frames away looks at the VMA.
  *
- * PG_MLOCKED is an index: the frame is mapped by a locked VMA. NR_MLOCK and NR_UNEVICTABLE count such
- * frames, once each, however many map them. It ends with the last entry, or when the last locked
- * VMA lets go.
+ * PG_MLOCKED is an index: mlock_count entries of locked VMAs point to the block. NR_MLOCK and
+ * NR_UNEVICTABLE count such blocks, once each, however many map them. So whoever installs, takes or
+ * replaces an entry says of which VMA it is (rmap.c).
  */
 #include "daemon/virt/internal.h"
 
 /* ---- frames ------------------------------------------------------------------------------------ */
 
-static void count_mlock(struct mm *mm, pfn_t head, const struct page *page, int sign)
+static void count_mlock(struct virt *v, pfn_t head, const struct page *page, int sign)
 {
-	struct virt *v = mm->virt;
 	struct zone *z = pfn_zone(v->phys, head);
 	int64_t n = sign * (INT64_C(1) << page_order(page));
 
@@ -24,62 +23,43 @@ static void count_mlock(struct mm *mm, pfn_t head, const struct page *page, int 
 	phys_node_stat_add(phys_node(v->phys, z->node), NR_UNEVICTABLE, n);
 }
 
-void page_mlock(struct mm *mm, pfn_t head)
+void page_mlock(struct virt *v, pfn_t head, uint32_t n)
 {
-	struct page *page = pfn_to_page(mm->virt->phys, head);
+	struct page *page = pfn_to_page(v->phys, head);
 
-	if (page->flags & PG_MLOCKED)
-		return;
-	page->flags |= PG_MLOCKED;
-	count_mlock(mm, head, page, 1);
+	if (!(page->flags & PG_MLOCKED)) {
+		page->flags |= PG_MLOCKED;
+		page->mlock_count = 0;
+		count_mlock(v, head, page, 1);
+	}
+	page->mlock_count += n;
 }
 
-void page_munlock(struct mm *mm, pfn_t head)
+void page_munlock(struct virt *v, pfn_t head, uint32_t n)
 {
-	struct page *page = pfn_to_page(mm->virt->phys, head);
+	struct page *page = pfn_to_page(v->phys, head);
 
-	if (!(page->flags & PG_MLOCKED))
+	BUG_ON(!(page->flags & PG_MLOCKED) || page->mlock_count < n);
+	page->mlock_count -= n;
+	if (page->mlock_count)
 		return;
 	page->flags &= ~PG_MLOCKED;
-	count_mlock(mm, head, page, -1);
+	page->lru_next = PFN_NONE;
+	count_mlock(v, head, page, -1);
 }
 
 static int mlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
 		     void *arg __unused_)
 {
-	page_mlock(mm, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)));
+	page_mlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
 	return 0;
 }
 
-/* Does a locked VMA other than `v` map some of the block? */
-static bool locked_elsewhere(const struct vma *v, const struct page *page)
+static int munlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
+		       void *arg __unused_)
 {
-	uint64_t first = page->index, last = first + (UINT64_C(1) << page_order(page)) - 1;
-	const struct vma *o;
-
-	LIST_FOREACH(o, &v->object->vmas, in_object) {
-		if (o != v && (o->flags & VM_LOCKED) && o->pgoff <= last &&
-		    o->pgoff + ((o->end - o->start) >> ARENA_PAGE_SHIFT) > first)
-			return true;
-	}
-	return false;
-}
-
-static int munlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
-{
-	const struct vma *v = arg;
-	pfn_t head = frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry));
-	const struct page *page = pfn_to_page(mm->virt->phys, head);
-
-	if (!(page->flags & PG_OBJECT) || !locked_elsewhere(v, page))
-		page_munlock(mm, head);
+	page_munlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
 	return 0;
-}
-
-void munlock_range(struct vma *v, uint64_t start, uint64_t end)
-{
-	if (v->flags & VM_LOCKED)
-		pgtable_walk(v->mm, start, end, munlock_one, v);
 }
 
 void mm_recover_mlock(struct mm *mm)
@@ -128,10 +108,8 @@ static int lock_vma(struct vma *v, uint64_t start, uint64_t end, uint32_t lock, 
 	if (r)
 		return r;
 	v = vma_find(mm, start);
-	if (lock & VM_LOCKED)
-		pgtable_walk(mm, start, end, mlock_one, NULL);
-	else
-		munlock_range(v, start, end);
+	if ((flags ^ v->flags) & VM_LOCKED)
+		pgtable_walk(mm, start, end, lock & VM_LOCKED ? mlock_one : munlock_one, NULL);
 	vma_set_access(v, flags, v->prot);
 	*out = vma_merge(v);
 	return 0;

@@ -50,9 +50,6 @@ int unmap_range(struct mm *mm, uint64_t start, uint64_t end)
 	r = vma_isolate(mm, start, end);
 	if (r)
 		return r;
-	for (v = vma_find(mm, start); v && v->start < end; v = vma_next(v))
-		if (v->object)
-			munlock_range(v, v->start, v->end);
 	r = zap_and_flush(mm, start, end);
 	if (r)
 		return r;

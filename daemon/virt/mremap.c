@@ -67,6 +67,7 @@ static bool plan_found(struct mm *mm, struct plan *p)
 /* ---- moving entries -------------------------------------------------------------------------------- */
 
 struct move {
+	const struct vma *vma; /* the source */
 	uint64_t start, end, delta;
 	uint64_t tables; /* of the last level, at the source */
 	uint64_t last;   /* 2 MiB of the last one counted */
@@ -122,7 +123,7 @@ static int move_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg
 	BUG_ON(pgtable_get(mm, addr + m->delta, ref->level, &to));
 	if (*to.entry) {
 		BUG_ON(arena_pte_pfn(*to.entry) != arena_pte_pfn(*ref->entry));
-		unmap_entry(mm, ref);
+		unmap_entry(m->vma, ref);
 		return 0;
 	}
 	pte_install(mm, &to, *ref->entry);
@@ -134,6 +135,8 @@ static void move_entries(struct mm *mm, struct move *m)
 {
 	if (!m->any)
 		return;
+	m->vma = vma_find(mm, m->start);
+	cow_forget(mm, m->start, m->end);
 	pgtable_walk(mm, m->start, m->end, move_one, m);
 	pgtable_unreserve(mm);
 	flush_post(mm, ARENA_FLUSH_UNMAP, m->start, m->end);

@@ -334,7 +334,7 @@ static void wait_for_mappers(struct object *o, const struct mm *caller, struct f
 /* ---- holes ----------------------------------------------------------------------------------------- */
 
 struct punch {
-	struct mm *mm;
+	const struct vma *vma;
 	bool any;
 };
 
@@ -351,7 +351,7 @@ static int punch_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref
 	if (r)
 		return r;
 	p->any = true;
-	unmap_entry(mm, ref);
+	unmap_entry(p->vma, ref);
 	return 0;
 }
 
@@ -359,7 +359,7 @@ static int punch_vma(struct vma *v, uint64_t first, uint64_t last, const struct 
 		     struct flush_wait *wait)
 {
 	uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT, start, end;
-	struct punch p = {.mm = v->mm};
+	struct punch p = {.vma = v};
 	int r;
 
 	if (v->pgoff >= last || v->pgoff + pages <= first)

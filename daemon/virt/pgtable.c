@@ -240,6 +240,7 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	struct virt *v = mm->virt;
 	pfn_t first = (pfn_t)arena_pte_pfn(old), head = frame_head(v, first);
 	struct page *page = pfn_to_page(v->phys, head);
+	const struct vma *vma = vma_find(mm, addr);
 	uint32_t table;
 	unsigned i;
 	int r = table_link(mm, ref, &table);
@@ -263,14 +264,18 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	    page->refcount == 1) {
 		/* Ours alone: the block becomes single frames, each with its own entry. */
 		split_page(v->phys, head);
+		for (i = 1; page->flags & PG_MLOCKED && i < ARENA_PTRS_PER_TABLE; i++)
+			page[i].mlock_count = 1;
 		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
 	} else {
-		/* An object's, or pinned: the block stays whole; its head is now referenced by 512
+		/* An object's, shared or pinned: the block stays whole; its head is now referenced by 512
 		 * entries instead of one. */
 		for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {
 			get_page(v->phys, head);
 			page->mapcount++;
 		}
+		if (vma->flags & VM_LOCKED)
+			page_mlock(v, head, ARENA_PTRS_PER_TABLE - 1);
 	}
 	ref_at(mm, table, addr, 0, ref);
 	return 0;

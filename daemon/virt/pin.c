@@ -3,9 +3,12 @@
  * pin.c - arena_pin() and arena_unpin(): get_user_pages(), and the record of what was got.
  *
  * A pinned page is a reference of its frame beside the entries'. So it is not freed when it is
- * unmapped, and nobody moves it, because movers want a frame all whose references are entries.
- * Pinning for writing faults for writing first: a private mapping of a segment gets its own copy, and
- * that is what is pinned.
+ * unmapped, and nobody moves it: PG_PINNED says so, an index with the number of pins (pin_count).
+ *
+ * What is private is made the mm's own before it is pinned, for reading as well: a frame that others
+ * share is copied, and so is a segment's of a private mapping. From then on nobody else gets to
+ * map it (fork.c copies it), so no write ever puts another frame in its place (cow_exclusive()).
+ * A block of several frames is pinned, and one's own, as a whole.
  *
  * Truth: pin records of the mm file, each a run of pages with contiguous frames; `pages`, stored last,
  * makes it true. A page pinned n times is in n records. A run that is cut: its upper part is written
@@ -85,6 +88,29 @@ struct page *vm_normal_page(const struct vma *v, uint64_t entry)
 	return pfn_to_page(v->mm->virt->phys, frame_head(v->mm->virt, (pfn_t)arena_pte_pfn(entry)));
 }
 
+static void count_in(void *arg, pfn_t head)
+{
+	const struct virt *v = arg;
+	struct page *page = pfn_to_page(v->phys, head);
+
+	if (!(page->flags & PG_PINNED)) {
+		page->flags |= PG_PINNED;
+		page->pin_count = 0;
+	}
+	page->pin_count++;
+}
+
+static void count_out(const struct virt *v, pfn_t head)
+{
+	struct page *page = pfn_to_page(v->phys, head);
+
+	BUG_ON(!page_pins(page));
+	if (--page->pin_count)
+		return;
+	page->flags &= ~PG_PINNED;
+	page->lru_prev = PFN_NONE;
+}
+
 /* One more page of the run in *r, or the first of a new one. */
 static int pin_page(struct mm *mm, uint64_t addr, pfn_t pfn, struct arena_pin_record **r)
 {
@@ -102,6 +128,7 @@ static int pin_page(struct mm *mm, uint64_t addr, pfn_t pfn, struct arena_pin_re
 		}
 		record_store(*r, addr, pfn, 1);
 	}
+	count_in(mm->virt, frame_head(mm->virt, pfn));
 	mm->pinned_vm++;
 	return 0;
 }
@@ -139,8 +166,12 @@ static void put_pages(struct mm *mm, pfn_t pfn, uint32_t n)
 {
 	uint32_t i;
 
-	for (i = 0; i < n; i++)
-		put_page(mm->virt->phys, frame_head(mm->virt, pfn + i));
+	for (i = 0; i < n; i++) {
+		pfn_t head = frame_head(mm->virt, pfn + i);
+
+		count_out(mm->virt, head);
+		put_page(mm->virt->phys, head);
+	}
 	mm->pinned_vm -= n;
 }
 
@@ -264,7 +295,7 @@ int vm_pin(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
 	if (r)
 		return r;
 	end = MIN(end, addr + PIN_PIECE * ARENA_PAGE_SIZE);
-	r = vm_populate(mm, addr, end - addr, write ? POPULATE_WRITE : POPULATE_READ, cpu,
+	r = vm_populate(mm, addr, end - addr, write ? POPULATE_PIN_WRITE : POPULATE_PIN_READ, cpu,
 			&reached);
 	if (r)
 		return r;
@@ -301,6 +332,11 @@ void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg
 		for (n = 0; n < r->pages; n++)
 			fn(arg, frame_head(mm->virt, r->pfn + n));
 	}
+}
+
+void mm_recover_pin_counts(struct mm *mm)
+{
+	mm_for_each_pin(mm, count_in, mm->virt);
 }
 
 /* Was the run that it was cut from not shortened yet? */

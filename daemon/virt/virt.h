@@ -190,9 +190,13 @@ enum populate_mode {
 	POPULATE_WRITE,
 	POPULATE_LOCK,     /* as mlock(2): for writing where that is private; skips holes */
 	POPULATE_LOCK_ALL, /* as mlockall(2): and what refuses is skipped, too */
+	/* For pin.c, not for clients: what is private is the mm's own as well. */
+	POPULATE_PIN_READ,
+	POPULATE_PIN_WRITE,
 };
 /* Does a bounded piece; *next is where to go on, addr + len when done. ARENA_E_NOT_MAPPED,
- * ARENA_E_ACCESS (the mapping does not permit it), ARENA_E_FAULT (past the end of its object). */
+ * ARENA_E_ACCESS (the mapping does not permit it), ARENA_E_FAULT (past the end of its object),
+ * ARENA_E_AGAIN (apply the flushes posted, then call again). */
 int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode mode, unsigned cpu,
 		uint64_t *next);
 /* Pin a bounded piece: get_user_pages(). Errors as of vm_populate(). */
