@@ -7,6 +7,7 @@
  */
 #include "tests/virt_world.h"
 #include "tests/virt_world_calls.h"
+#include "tests/virt_world_fork.h"
 
 #define CHECK_EVERY 500
 
@@ -248,8 +249,7 @@ static void op_madvise(struct mclient *mc)
 			p->object->page[p->pgoff] = (struct content){0};
 		p->flags = (p->flags | kinds[kind].set) & ~kinds[kind].clear;
 		if (kinds[kind].advice == MADV_DONTNEED && (!p->object || p->own)) {
-			p->content = (struct content){0};
-			p->own = false;
+			mpage_wipe(p);
 		}
 	}
 	assert_int_equal(vm_madvise(mc->c->mm, start, len, kinds[kind].advice, 0), want);
@@ -466,10 +466,12 @@ static void check_all(void)
 			continue;
 		assert_true(client_check_tlb(w.client[i].c));
 		assert_true(mclient_vmas_agree(&w.client[i]));
+		check_pinned(&w.client[i]);
 		assert_int_equal(w.client[i].c->mm->pinned_vm, pinned_pages(&w.client[i]));
 		assert_int_equal(w.client[i].c->mm->header->brk, w.client[i].brk);
 	}
 	assert_true(virt_is_valid(w.m.virt));
+	assert_true(rmap_finds_every_entry(w.m.virt));
 }
 
 /* Everybody answers; whoever still waits for somebody has been forgotten. */
@@ -511,7 +513,7 @@ static const struct op {
 	{7, op_madvise}, {4, op_populate}, {4, op_alloc_pages}, {4, op_free_pages},
 	{5, op_open},    {2, op_close},    {4, op_truncate},    {1, op_unlink},
 	{6, op_mremap},  {3, op_brk},      {3, op_mlock},       {2, op_pin},
-	{2, op_unpin},   {5, scribble},
+	{2, op_unpin},   {5, scribble},    {1, op_fork},        {2, op_snapshot},
 };
 
 static void random_op(struct mclient *mc)

@@ -46,6 +46,7 @@ struct mpage {
 	struct mobject *object;
 	uint32_t pgoff, slot;
 	struct content content;
+	pfn_t pinned; /* private memory: the frame that it must keep; 0: none */
 };
 
 struct mhandle {
@@ -186,6 +187,14 @@ static inline struct fault_refusal mpage_refusal(const struct mpage *p, uint32_t
 	return (struct fault_refusal){0};
 }
 
+/* What it had of its own is gone. */
+static inline void mpage_wipe(struct mpage *p)
+{
+	p->content = (struct content){0};
+	p->own = false;
+	p->pinned = 0;
+}
+
 /* The object's page becomes the mapping's own. */
 static inline void mpage_copy(struct mpage *p)
 {
@@ -215,7 +224,7 @@ static inline void mclient_drop_copies(struct mclient *mc, const struct mobject 
 			struct mpage *p = &mc->chunk[i][n];
 
 			if (p->mapped && p->object == o && p->own && p->pgoff >= mobject_pages(o))
-				p->own = false;
+				mpage_wipe(p);
 		}
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * virt_scenario_calls.h - steps of unit_virt_recover_sweep.c's scenario: mremap, the heap, mlock, pins, holes
- * and collapse, so that a worker dies in each of their stores.
+ * virt_scenario_calls.h - steps of unit_virt_recover_sweep.c's scenario: mremap, the heap, mlock, pins, holes,
+ * collapse, fork and snapshot, so that a worker dies in each of their stores.
  */
 #ifndef TESTS_VIRT_SCENARIO_CALLS_H
 #define TESTS_VIRT_SCENARIO_CALLS_H
@@ -137,6 +137,95 @@ static void step_collapse(void)
 	assert_true(client_is_leaf(A->c, at));
 	get(A, at + PAGE(3));
 	put(A, at + PAGE(4));
+}
+
+/* ---- copy on write ---- */
+
+static struct mclient *const D = &w.client[3];
+static uint64_t cow_at;
+
+static void step_fork(void)
+{
+	cow_at = map(A, 0, LEAF(3), PROT_RW, MAP_PRIVATE, NULL, 0);
+	put(A, cow_at + PAGE(3));
+	put(A, cow_at + LEAF(1) + PAGE(4));
+	put(A, cow_at + LEAF(2) + PAGE(5));
+	lock_pages(A, cow_at + PAGE(100), PAGE(4), true, false);
+	pin_pages(A, &A->pin[1], cow_at + LEAF(2) + PAGE(5), PAGE(2), true);
+	advise(A, cow_at + PAGE(200), PAGE(2), MADV_DONTNEED);
+	assert_int_equal(vm_madvise(A->c->mm, cow_at + PAGE(10), PAGE(2), MADV_DONTFORK, NULL), 0);
+	assert_int_equal(vm_madvise(A->c->mm, cow_at + PAGE(20), PAGE(2), MADV_WIPEONFORK, NULL),
+			 0);
+	mpage_at(A, cow_at + PAGE(10))->flags |= VM_DONTCOPY;
+	mpage_at(A, cow_at + PAGE(11))->flags |= VM_DONTCOPY;
+	mpage_at(A, cow_at + PAGE(20))->flags |= VM_WIPEONFORK;
+	mpage_at(A, cow_at + PAGE(21))->flags |= VM_WIPEONFORK;
+	put(A, cow_at + PAGE(20));
+	assert_true(fork_client(A, D));
+	put(A, cow_at + PAGE(3)); /* a copy of a page, and of pieces of a leaf */
+	put(D, cow_at + PAGE(4));
+	put(D, cow_at + LEAF(1) + PAGE(4));
+	put(D, cow_at + LEAF(1) + PAGE(40));
+	put(A, cow_at + LEAF(1) + PAGE(40));
+	get(D, cow_at + PAGE(3));
+	get(D, cow_at + PAGE(20));
+	access_at(D, cow_at + PAGE(10), false);
+	get(D, cow_at + LEAF(2) + PAGE(5));
+	put(A, cow_at + LEAF(2) + PAGE(5));
+	get(D, A->c->mm->header->start_brk + PAGE(4));
+	move_break(D, (int64_t)PAGE(3), true);
+}
+
+/* What is shared, or being copied, is moved, locked, thrown away, collapsed. */
+static void step_cow_calls(void)
+{
+	const uint32_t fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
+	uint64_t to = cow_at - LEAF(20);
+	unsigned i;
+
+	move(A, cow_at + LEAF(1), LEAF(1), to, LEAF(1), fixed); /* a copy under way */
+	put(A, to + PAGE(90));
+	get(A, to + PAGE(4));
+	get(D, cow_at + LEAF(1) + PAGE(90));
+	advise(D, cow_at + LEAF(1) + PAGE(3), PAGE(3), MADV_DONTNEED);
+	get(D, cow_at + LEAF(1) + PAGE(4));
+	protect(D, cow_at + PAGE(1), PAGE(4), PROT_READ);
+	protect(D, cow_at + PAGE(1), PAGE(4), PROT_RW);
+	get(D, cow_at + PAGE(3));
+	lock_pages(D, cow_at + PAGE(50), PAGE(4), true, false);
+	put(D, cow_at + PAGE(52));
+	move(D, cow_at + PAGE(48), PAGE(8), to + LEAF(3) + PAGE(1), PAGE(8), fixed);
+	get(D, to + LEAF(3) + PAGE(5));
+	/* Half of it A's as well. */
+	for (i = 0; i < 8; i++) {
+		int r = vm_madvise(A->c->mm, to, LEAF(1), MADV_COLLAPSE, NULL);
+
+		ack(A, true);
+		if (!r)
+			break;
+		assert_int_equal(r, ARENA_E_AGAIN);
+	}
+	assert_true(client_is_leaf(A->c, to));
+	put(A, to + PAGE(4));
+	get(D, cow_at + LEAF(1) + PAGE(40));
+}
+
+static void step_snapshot(void)
+{
+	uint64_t copy = snapshot(D, cow_at + LEAF(1) - PAGE(3), LEAF(1) + PAGE(5)), twice;
+
+	put(D, cow_at + LEAF(1) + PAGE(1));
+	put(D, copy + PAGE(2));
+	get(D, copy + PAGE(4));
+	twice = snapshot(D, copy, PAGE(8));
+	put(D, twice + PAGE(4));
+	get(D, copy + PAGE(4));
+	unmap(D, copy, LEAF(1));
+	get(D, cow_at + LEAF(1) + PAGE(2));
+	client_end(D);
+	put(A, cow_at + PAGE(60));
+	get(A, cow_at + PAGE(61));
+	unmap(A, cow_at, LEAF(3));
 }
 
 #endif

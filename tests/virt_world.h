@@ -295,6 +295,16 @@ static inline void sync_copies(struct mclient *mc, uint64_t start, uint64_t end)
 	}
 }
 
+/* What is shared is copied when the client has flushed: ask again. */
+static inline bool flushed_again(struct mclient *mc, int *r)
+{
+	if (*r != ARENA_E_AGAIN)
+		return false;
+	client_ack(mc->c, mm_flush_posted(mc->c->mm));
+	*r = 0;
+	return true;
+}
+
 static inline void op_populate(struct mclient *mc)
 {
 	uint64_t start, len, at, next, stop;
@@ -315,6 +325,8 @@ static inline void op_populate(struct mclient *mc)
 		next = at;
 		r = vm_populate(mc->c->mm, at, start + len - at,
 				write ? POPULATE_WRITE : POPULATE_READ, (unsigned)below(4), &next);
+		if (flushed_again(mc, &r))
+			continue;
 		assert_true(r || next > at);
 	}
 	sync_copies(mc, start, start + len);

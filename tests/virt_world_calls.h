@@ -42,10 +42,8 @@ static inline struct mpage moved_page(const struct mpage *first, const struct mp
 {
 	struct mpage p = old ? *from : *first;
 
-	if (!old) {
-		p.own = false;
-		p.content = (struct content){0};
-	}
+	if (!old)
+		mpage_wipe(&p);
 	if (p.object)
 		p.pgoff = first->pgoff + (uint32_t)i;
 	else
@@ -74,8 +72,7 @@ static inline void model_move(struct mclient *mc, uint64_t old, uint64_t len, ui
 		if (!moves)
 			continue;
 		if (keep) {
-			from->own = false;
-			from->content = (struct content){0};
+			mpage_wipe(from);
 			from->flags &= ~VM_LOCKED_MASK;
 		} else {
 			mpage_unmap(from);
@@ -324,19 +321,55 @@ static inline void pin_pages(struct mclient *mc, struct mpin *p, uint64_t start,
 	uint64_t at, next = start;
 	int r = 0;
 
-	for (at = start; at < start + len && !r; at = next)
+	for (at = start; at < start + len && !r; at = next) {
+		next = at;
 		r = vm_pin(mc->c->mm, at, start + len - at, write, 0, &next);
+		flushed_again(mc, &r);
+	}
 	sync_copies(mc, start, start + len);
 	if (next > start)
 		*p = (struct mpin){
 			.addr = start, .len = next - start, .first = client_pfn(mc->c, start)};
-	for (at = start; at < next; at += ARENA_PAGE_SIZE)
+	for (at = start; at < next; at += ARENA_PAGE_SIZE) {
 		assert_int_equal(mpage_refusal(mpage_at(mc, at), access).signo, 0);
+		if (!mpage_at(mc, at)->shared)
+			mpage_at(mc, at)->pinned = client_pfn(mc->c, at);
+	}
 	/* A piece is refused for the first page in it that refuses. */
 	for (; r && at < start + len; at += ARENA_PAGE_SIZE)
 		if (mpage_refusal(mpage_at(mc, at), access).signo)
 			return;
 	assert_true(!r || excused(r));
+}
+
+/* Whatever was called since: private memory that is pinned is where it was. */
+static inline void check_pinned(struct mclient *mc)
+{
+	uint64_t i, n;
+
+	for (i = 0; i < NR_CHUNKS; i++)
+		for (n = 0; mc->chunk[i] && n < ARENA_LEAF_PAGES; n++) {
+			uint64_t addr = mc->base + LEAF(i) + PAGE(n);
+			pfn_t pfn = mc->chunk[i][n].pinned;
+
+			if (pfn && client_pfn(mc->c, addr) != pfn)
+				fail_msg("mm %u: %#lx was pinned in frame %u, and is in %u",
+					 mm_id(mc->c->mm), (unsigned long)addr, pfn,
+					 client_pfn(mc->c, addr));
+		}
+}
+
+/* Of frames that have no pin any more nothing is expected. */
+static inline void forget_pinned(struct mclient *mc)
+{
+	uint64_t i, n;
+
+	for (i = 0; i < NR_CHUNKS; i++)
+		for (n = 0; mc->chunk[i] && n < ARENA_LEAF_PAGES; n++)
+			if (mc->chunk[i][n].pinned &&
+			    !page_pins(pfn_to_page(
+				    w.m.phys, compound_head(w.m.phys, mc->chunk[i][n].pinned))))
+				mc->chunk[i][n].pinned = 0;
 }
 
 static inline void op_pin(struct mclient *mc)
@@ -369,6 +402,7 @@ static inline void op_unpin(struct mclient *mc)
 	}
 	assert_int_equal(vm_unpin(mc->c->mm, p->addr, p->len), 0);
 	p->len = 0;
+	forget_pinned(mc);
 }
 
 static inline uint64_t pinned_pages(const struct mclient *mc)
