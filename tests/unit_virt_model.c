@@ -471,7 +471,8 @@ static void check_all(void)
 		assert_int_equal(w.client[i].c->mm->header->brk, w.client[i].brk);
 	}
 	assert_true(virt_is_valid(w.m.virt));
-	assert_true(rmap_finds_every_entry(w.m.virt));
+	if (chance(25)) /* each entry is looked for in each VMA */
+		assert_true(rmap_finds_every_entry(w.m.virt));
 }
 
 /* Everybody answers; whoever still waits for somebody has been forgotten. */
