@@ -90,6 +90,11 @@ int os_output(const char *const argv[], unsigned ms, char *out, size_t size);
 /* When the process began, in clock ticks since boot: with its pid it is that process and no later one.
  * 0: it is not there, or cannot be seen. Not signal-safe. */
 uint64_t os_process_start(pid_t pid);
+/* The soft limit (getrlimit(2): RLIMIT_*) of another process, UINT64_MAX if it has none. 0, -errno.
+ * Not signal-safe. */
+int os_process_limit(pid_t pid, int resource, uint64_t *soft);
+/* Has the process this capability (CAP_*), in our own user namespace? Not signal-safe. */
+bool os_process_capable(pid_t pid, unsigned capability);
 /* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
 void os_thread_background(const char *name);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * calls.c - the mmap family.
+ * calls.c - mmap, munmap, mprotect, mremap, madvise, brk; calls_lock.c has the rest of the family.
  *
  * The daemon decides; what is checked here is only what does not travel. Where a call took
  * something away, mailbox_call() has flushed it before it returns.
@@ -12,25 +12,26 @@
 #include "libclient/calls.h"
 #include "libclient/internal.h"
 
-static bool in_window(const struct arena *a, uint64_t start, uint64_t len)
+bool client_in_window(const struct arena *a, uint64_t start, uint64_t len)
 {
 	return start >= a->tlb.base && len <= a->tlb.size &&
 	       start - a->tlb.base <= a->tlb.size - len;
 }
 
 /* Fault a range in, piece by piece, then map it all. */
-static int populate(struct arena *a, uint64_t start, uint64_t len, bool write)
+int client_populate(struct arena *a, uint64_t start, uint64_t len, enum populate_how how)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Populate piece = ARENA__POPULATE__INIT;
 	uint64_t end = start + len;
+	int tries = CLIENT_FLUSH_TRIES;
 	struct mail_reply m;
 
 	if (end < start)
 		return -ENOMEM;
 	request.call_case = ARENA__REQUEST__CALL_POPULATE;
 	request.populate = &piece;
-	piece.write = write;
+	piece.write = how;
 	piece.address = start;
 	do {
 		int r;
@@ -38,6 +39,9 @@ static int populate(struct arena *a, uint64_t start, uint64_t len, bool write)
 		piece.length = end - piece.address;
 		piece.cpu = os_current_cpu();
 		r = mailbox_call(a, &request, &m, false);
+		/* Shared memory that a flush makes stable; it is applied. */
+		if (r == -EAGAIN && tries-- > 0)
+			continue;
 		if (r < 0)
 			return r;
 		if (m.reply->result_case != ARENA__REPLY__RESULT_POPULATE ||
@@ -45,7 +49,37 @@ static int populate(struct arena *a, uint64_t start, uint64_t len, bool write)
 			return -EPROTO;
 		piece.address = m.reply->populate->next;
 	} while (piece.address < end);
-	client_map_range(a, start, end, write ? PROT_WRITE : PROT_READ);
+	/* The whole window is mapped as it is touched. */
+	if (how != CLIENT_POPULATE_LOCK_ALL)
+		client_map_range(a, start, end,
+				 how == CLIENT_POPULATE_WRITE ? PROT_WRITE : PROT_READ);
+	return 0;
+}
+
+/*
+ * A range that begins to be mapped may have been unmapped a moment ago by a thread that has not
+ * come to flush it: a store to what is left of that mapping would be lost.
+ */
+static void flush_before_use(struct arena *a)
+{
+	client_flush_upto(a, load_acquire(&a->tlb.channel->flush_head), false);
+}
+
+/* A call whose answer is an address in the window, with `len` bytes from there on. */
+static int address_call(struct arena *a, Arena__Request *request, uint64_t len, uint64_t *address,
+			bool *locked)
+{
+	struct mail_reply m;
+	int r = mailbox_call(a, request, &m, false);
+
+	if (r < 0)
+		return r;
+	if (m.reply->result_case != ARENA__REPLY__RESULT_ADDRESS ||
+	    !client_in_window(a, m.reply->address->address, len))
+		return -EPROTO;
+	*address = m.reply->address->address;
+	*locked = m.reply->address->populate;
+	flush_before_use(a);
 	return 0;
 }
 
@@ -53,8 +87,8 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Mmap mmap_request = ARENA__MMAP__INIT;
-	struct mail_reply m;
 	uint64_t pages = ALIGN_UP((uint64_t)args->len, ARENA_PAGE_SIZE), address;
+	bool locked;
 	int r;
 
 	if (args->len && (!pages || pages > INT64_MAX))
@@ -71,21 +105,17 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 	mmap_request.flags = (uint32_t)args->flags;
 	mmap_request.segment = args->segment;
 	mmap_request.offset = args->off;
-	r = mailbox_call(a, &request, &m, false);
+	r = address_call(a, &request, pages, &address, &locked);
 	if (r < 0)
 		return r;
-	if (m.reply->result_case != ARENA__REPLY__RESULT_ADDRESS ||
-	    !in_window(a, m.reply->address->address, pages))
-		return -EPROTO;
-	address = m.reply->address->address;
-	/*
-	 * The range may have been unmapped a moment ago by a thread that has not come to flush it:
-	 * a store to what is left of that mapping would be lost.
-	 */
-	client_flush_upto(a, load_acquire(&a->tlb.channel->flush_head), false);
 	/* As mmap(2): that it could not be populated is no failure of the mapping. */
-	if ((args->flags & MAP_POPULATE) && (args->prot & (PROT_READ | PROT_WRITE)))
-		populate(a, address, pages, args->prot & PROT_WRITE);
+	if (locked)
+		client_populate(a, address, pages, CLIENT_POPULATE_LOCK);
+	else if ((args->flags & (MAP_POPULATE | MAP_NONBLOCK)) == MAP_POPULATE &&
+		 (args->prot & (PROT_READ | PROT_WRITE)))
+		client_populate(a, address, pages,
+				args->prot & PROT_WRITE ? CLIENT_POPULATE_WRITE
+							: CLIENT_POPULATE_READ);
 	*out = (void *)(uintptr_t)address;
 	return 0;
 }
@@ -106,7 +136,7 @@ void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd
 	return client_return(r) < 0 ? MAP_FAILED : out;
 }
 
-static int plain_call(struct arena *a, Arena__Request *request)
+int client_plain_call(struct arena *a, Arena__Request *request)
 {
 	struct mail_reply m;
 	int r = client_enter_attached(a);
@@ -123,7 +153,7 @@ int arena_munmap(arena_t *a, void *addr, size_t len)
 	call.length = len;
 	request.call_case = ARENA__REQUEST__CALL_MUNMAP;
 	request.munmap = &call;
-	return plain_call(a, &request);
+	return client_plain_call(a, &request);
 }
 
 int arena_mprotect(arena_t *a, void *addr, size_t len, int prot)
@@ -136,43 +166,128 @@ int arena_mprotect(arena_t *a, void *addr, size_t len, int prot)
 	call.prot = (uint32_t)prot;
 	request.call_case = ARENA__REQUEST__CALL_MPROTECT;
 	request.mprotect = &call;
-	if (plain_call(a, &request) < 0)
+	if (client_plain_call(a, &request) < 0)
 		return -1;
 	client_rights_given(a, call.address, len, call.prot);
 	return 0;
 }
 
-int arena_populate(arena_t *a, void *addr, size_t len, int write)
+void *arena_mremap(arena_t *a, void *old, size_t old_len, size_t new_len, int flags, void *new_addr)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__Mremap call = ARENA__MREMAP__INIT;
+	uint64_t pages = ALIGN_UP((uint64_t)new_len, ARENA_PAGE_SIZE), address = 0;
+	uint64_t had = ALIGN_UP((uint64_t)old_len, ARENA_PAGE_SIZE);
+	bool locked = false;
+	int r = client_enter_attached(a);
+
+	call.address = (uintptr_t)old;
+	call.old_length = old_len;
+	call.new_length = new_len;
+	call.flags = (uint32_t)flags;
+	call.new_address = (uintptr_t)new_addr;
+	request.call_case = ARENA__REQUEST__CALL_MREMAP;
+	request.mremap = &call;
+	if (r == 0)
+		r = address_call(a, &request, pages, &address, &locked);
+	/* What came with it is there. */
+	if (r == 0 && locked && pages > had)
+		client_populate(a, address + had, pages - had, CLIENT_POPULATE_LOCK);
+	return client_return(r) < 0 ? MAP_FAILED : (void *)(uintptr_t)address;
+}
+
+/* ---- the heap ---- */
+
+static int move_break(struct arena *a, uint64_t end, int64_t delta, uint64_t *address)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__Brk call = ARENA__BRK__INIT;
+	uint64_t before = ALIGN_UP(load_acquire(&a->tlb.header->brk), ARENA_PAGE_SIZE), after;
+	bool locked;
+	int r;
+
+	call.end = end;
+	call.delta = delta;
+	request.call_case = ARENA__REQUEST__CALL_BRK;
+	request.brk = &call;
+	r = address_call(a, &request, 0, address, &locked);
+	after = ALIGN_UP(load_acquire(&a->tlb.header->brk), ARENA_PAGE_SIZE);
+	if (r == 0 && locked && after > before)
+		client_populate(a, before, after - before, CLIENT_POPULATE_LOCK);
+	return r;
+}
+
+int arena_brk(arena_t *a, void *end)
+{
+	uint64_t address;
+	int r = client_enter_attached(a);
+
+	if (r == 0)
+		r = end ? move_break(a, (uintptr_t)end, 0, &address) : -ENOMEM;
+	return client_return(r);
+}
+
+void *arena_sbrk(arena_t *a, intptr_t delta)
+{
+	uint64_t address = 0;
+	int r = client_enter_attached(a);
+
+	if (r == 0)
+		r = move_break(a, 0, delta, &address);
+	return client_return(r) < 0 ? (void *)-1 : (void *)(uintptr_t)address;
+}
+
+/* ---- advice ---- */
+
+/* populate: what the mapping forbids is `forbidden`. */
+static int populate_call(struct arena *a, void *addr, size_t len, int write, int forbidden)
 {
 	int r = client_enter_attached(a);
 
 	if (r == 0 && len == 0)
 		r = IS_ALIGNED((uintptr_t)addr, ARENA_PAGE_SIZE) ? 0 : -EINVAL;
 	else if (r == 0)
-		r = populate(a, (uintptr_t)addr, len, write);
-	return client_return(r);
+		r = client_populate(a, (uintptr_t)addr, len,
+				    write ? CLIENT_POPULATE_WRITE : CLIENT_POPULATE_READ);
+	return client_return(r == -EACCES ? forbidden : r);
 }
+
+int arena_populate(arena_t *a, void *addr, size_t len, int write)
+{
+	return populate_call(a, addr, len, write, -EFAULT);
+}
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+/* The daemon copies between two calls, if no other thread has written meanwhile. */
+#define COLLAPSE_TRIES 8
 
 int arena_madvise(arena_t *a, void *addr, size_t len, int advice)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Madvise call = ARENA__MADVISE__INIT;
+	int r, tries = advice == MADV_COLLAPSE ? COLLAPSE_TRIES : 1;
 
 	if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE)
-		return arena_populate(a, addr, len, advice == MADV_POPULATE_WRITE);
+		return populate_call(a, addr, len, advice == MADV_POPULATE_WRITE, -EINVAL);
 	call.address = (uintptr_t)addr;
 	call.length = len;
 	call.advice = advice;
 	request.call_case = ARENA__REQUEST__CALL_MADVISE;
 	request.madvise = &call;
-	return plain_call(a, &request);
+	do {
+		r = client_plain_call(a, &request);
+	} while (r < 0 && errno == EAGAIN && --tries > 0);
+	return r;
 }
 
 void *arena_snapshot(arena_t *a, const void *addr, size_t len)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Snapshot call = ARENA__SNAPSHOT__INIT;
-	struct mail_reply m;
+	uint64_t address = 0;
+	bool locked;
 	int r = client_enter_attached(a);
 
 	call.address = (uintptr_t)addr;
@@ -180,10 +295,8 @@ void *arena_snapshot(arena_t *a, const void *addr, size_t len)
 	request.call_case = ARENA__REQUEST__CALL_SNAPSHOT;
 	request.snapshot = &call;
 	if (r == 0)
-		r = mailbox_call(a, &request, &m, false);
-	if (r == 0 && m.reply->result_case != ARENA__REPLY__RESULT_ADDRESS)
-		r = -EPROTO;
-	return client_return(r) < 0 ? MAP_FAILED : (void *)(uintptr_t)m.reply->address->address;
+		r = address_call(a, &request, len, &address, &locked);
+	return client_return(r) < 0 ? MAP_FAILED : (void *)(uintptr_t)address;
 }
 
 int arena_null(arena_t *a)
@@ -193,5 +306,5 @@ int arena_null(arena_t *a)
 
 	request.call_case = ARENA__REQUEST__CALL_NULL;
 	request.null = &call;
-	return plain_call(a, &request);
+	return client_plain_call(a, &request);
 }

@@ -12,7 +12,7 @@
  *   trap.h          a miss: refill or FAULT; by SIGSEGV or by userfaultfd
  *   agent.h         where descriptors are that the program cannot close
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
- *   calls.c shm.c pages.c attr.c   the public calls
+ *   calls.c calls_lock.c shm.c pages.c attr.c   the public calls
  *   fork.c          the child of fork() has none of this
  *
  * Locks, in the order they are taken: an arena's open_mutex (attach, shm_open), client_mutex (open, close,

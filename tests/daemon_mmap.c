@@ -422,7 +422,7 @@ static void do_mmap_errors(struct test_daemon *d, void *arg)
 	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, MAP_PRIVATE, 0, 0), ENODEV);
 	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, ANON, 0, 0), EINVAL);
 	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, ANON | MAP_HUGETLB, -1, 0), ENOTSUP);
-	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, ANON | MAP_GROWSDOWN, -1, 0), ENOTSUP);
+	CHECK_ERRNO(arena_mmap(a, NULL, PAGE, RW, ANON_SHARED | MAP_GROWSDOWN, -1, 0), EINVAL);
 	CHECK(try_write(p, NULL) == 0);
 }
 

@@ -175,8 +175,12 @@ static void set_defaults(ProtobufCMessage *m, uint64_t mapped, uint32_t segment)
 
 		if (strcmp(f->name, "address") == 0)
 			value = mapped;
-		else if (strcmp(f->name, "length") == 0 || strcmp(f->name, "size") == 0)
+		else if (strcmp(f->name, "new_address") == 0)
+			value = mapped + MIB;
+		else if (strstr(f->name, "length") || strcmp(f->name, "size") == 0)
 			value = 8192;
+		else if (strcmp(f->name, "end") == 0)
+			value = 0; /* brk by delta */
 		else if (strcmp(f->name, "segment") == 0)
 			value = segment;
 		else if (strcmp(f->name, "flags") == 0)

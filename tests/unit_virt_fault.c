@@ -104,13 +104,13 @@ static void test_split_by_dontneed(void **state)
 	memset(client_write(c, at), 0x55, ARENA_PAGE_SIZE);
 	memset(client_write(c, at + PAGE(1)), 0x55, ARENA_PAGE_SIZE);
 	old = client_pfn(c, at);
-	assert_int_equal(vm_madvise(c->mm, at, PAGE(1), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(c->mm, at, PAGE(1), MADV_DONTNEED, NULL), 0);
 	assert_int_equal(client_read(c, at + PAGE(1))[0], 0x55);
 	assert_true(bytes_are_zero(client_read(c, at), ARENA_PAGE_SIZE));
 	assert_int_not_equal(client_pfn(c, at), old); /* that one is in limbo */
 	client_ack_all(c);
 	/* Given back and taken again, by the same process, it is zeroed all the same. */
-	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_DONTNEED, NULL), 0);
 	client_ack_all(c);
 	assert_int_equal(c->mm->nr_live_tables, 1);
 	assert_true(bytes_are_zero(client_read(c, at + PAGE(1)), ARENA_PAGE_SIZE));
@@ -276,12 +276,12 @@ static void test_fill_ahead_pages(void **state)
 	client_write(c, at + PAGE(50));
 	assert_int_equal(present_from(at + PAGE(50)), 1);
 	at = client_map(c, LEAF(1), PROT_RW, MAP_ANON_PRIVATE);
-	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_NOHUGEPAGE, 0), 0);
+	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_NOHUGEPAGE, NULL), 0);
 	client_write(c, at);
 	assert_false(client_is_leaf(c, at));
 	assert_int_equal(present_from(at), 1);
 	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_HUGEPAGE, 0), 0);
-	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(c->mm, at, LEAF(1), MADV_DONTNEED, NULL), 0);
 	client_write(c, at);
 	assert_true(client_is_leaf(c, at));
 	assert_true(virt_is_valid(m.virt));
@@ -306,7 +306,7 @@ static void test_populate(void **state)
 	assert_int_equal(vm_munmap(c->mm, at + PAGE(5), PAGE(1)), 0);
 	assert_int_equal(vm_populate(c->mm, at, LEAF(1), true, 0, &next), ARENA_E_NOT_MAPPED);
 	assert_int_equal(vm_mprotect(c->mm, at, PAGE(5), PROT_READ), 0);
-	assert_int_equal(vm_populate(c->mm, at, PAGE(5), true, 0, &next), ARENA_E_FAULT);
+	assert_int_equal(vm_populate(c->mm, at, PAGE(5), true, 0, &next), ARENA_E_ACCESS);
 	assert_int_equal(vm_populate(c->mm, at, PAGE(5), false, 0, &next), 0);
 }
 
@@ -325,7 +325,7 @@ static void test_out_of_memory(void **state)
 	i = present_from(at);
 	assert_true(PAGE(i) > UINT64_C(200) << 20);
 	assert_refused(c, at + PAGE(i), PROT_WRITE, SIGBUS, BUS_ADRERR);
-	assert_int_equal(vm_madvise(c->mm, at, size, MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(c->mm, at, size, MADV_DONTNEED, NULL), 0);
 	assert_refused(c, at, PROT_WRITE, SIGBUS, BUS_ADRERR); /* all of it is in limbo */
 	client_ack_all(c);
 	assert_true(bytes_are_zero(client_write(c, at), ARENA_PAGE_SIZE));

@@ -99,7 +99,7 @@ static void test_ring_overtaken(void **state)
 	*client_write(a, keep) = 1;
 	for (i = 0; i < n; i++) {
 		*client_write(a, at) = 5;
-		assert_int_equal(vm_madvise(a->mm, at, PAGE(8), MADV_DONTNEED, 0), 0);
+		assert_int_equal(vm_madvise(a->mm, at, PAGE(8), MADV_DONTNEED, NULL), 0);
 	}
 	assert_int_equal(virt_limbo_pages(m.virt), n * 8);
 	assert_true(client_check_tlb(a));
@@ -247,7 +247,7 @@ static void test_tables_in_limbo(void **state)
 	mm_get_stats(a->mm, &stats);
 	tables = stats.tables;
 	for (i = 0; i < 8; i++) {
-		assert_int_equal(vm_madvise(a->mm, at, PAGE(16), MADV_DONTNEED, 0), 0);
+		assert_int_equal(vm_madvise(a->mm, at, PAGE(16), MADV_DONTNEED, NULL), 0);
 		client_write(a, at);
 		mm_get_stats(a->mm, &stats);
 		assert_int_equal(stats.tables, tables + (i + 1) * (tables - 1));
@@ -256,7 +256,7 @@ static void test_tables_in_limbo(void **state)
 	client_ack_all(a);
 	mm_get_stats(a->mm, &stats);
 	assert_int_equal(stats.tables, tables);
-	assert_int_equal(vm_madvise(a->mm, at, PAGE(16), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(a->mm, at, PAGE(16), MADV_DONTNEED, NULL), 0);
 	client_ack_all(a);
 	mm_get_stats(a->mm, &stats);
 	assert_int_equal(stats.tables, 1);

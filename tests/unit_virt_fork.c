@@ -3,7 +3,7 @@
  * Copy on write: forks, snapshots, and what writes do after them, one by one and at random against a
  * model that knows one word of each page.
  */
-#include "tests/virt_fake.h"
+#include "tests/virt_rmap.h"
 
 static struct fake_machine m;
 
@@ -273,8 +273,6 @@ static void step(struct proc *p)
 		op_ack(p);
 }
 
-static bool every_entry_is_found(void);
-
 static void test_random(void **state)
 {
 	uint64_t seed = test_seed();
@@ -287,7 +285,7 @@ static void test_random(void **state)
 		step(&procs[prng_below(&rng, NR_PROCS)]);
 		if (i % 200 == 0) {
 			assert_true(virt_is_valid(m.virt));
-			assert_true(every_entry_is_found());
+			assert_true(rmap_finds_every_entry(m.virt));
 		}
 	}
 	for (i = 0; i < NR_PROCS; i++) {
@@ -299,50 +297,7 @@ static void test_random(void **state)
 	}
 }
 
-/* ---- rmap against a walk of all page tables --------------------------------------------------------- */
-
-struct search {
-	struct mm *mm;
-	uint64_t addr;
-	bool found;
-	unsigned n;
-};
-
-static int is_it(struct vma *vma, uint64_t addr, struct pte_ref *ref, void *arg)
-{
-	struct search *s = arg;
-
-	(void)ref;
-	s->n++;
-	s->found |= vma->mm == s->mm && addr == s->addr;
-	return 0;
-}
-
-static int look_for(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
-{
-	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry), head = frame_head(mm->virt, pfn);
-	const struct page *page = pfn_to_page(mm->virt->phys, head);
-	struct search s = {.mm = mm, .addr = addr};
-	bool *ok = arg;
-
-	if (!(page->flags & PG_ANON))
-		return 0;
-	rmap_walk(mm->virt, pfn, is_it, &s);
-	if (!s.found)
-		fprintf(stderr, "mm %u: rmap does not find %#lx\n", mm_id(mm), (unsigned long)addr);
-	*ok &= s.found && (page_order(page) || s.n == page->mapcount);
-	return 0;
-}
-
-static bool every_entry_is_found(void)
-{
-	struct mm *mm = NULL;
-	bool ok = true;
-
-	while ((mm = mm_next(m.virt, mm)))
-		pgtable_walk(mm, 0, UINT64_C(1) << 47, look_for, &ok);
-	return ok;
-}
+/* ---- many ---- */
 
 /* Five generations, and a thousand children. */
 static void test_generations(void **state)
@@ -361,7 +316,7 @@ static void test_generations(void **state)
 		put(line[i], at, 100 + i);
 		put(line[i], at + LEAF(1), 100 + i);
 	}
-	assert_true(every_entry_is_found());
+	assert_true(rmap_finds_every_entry(m.virt));
 	for (i = 0; i < 1000; i++) {
 		c = client_fork(line[i % 6], (pid_t)(i + 100));
 		assert_int_equal(get(c, at), 100 + i % 6);

@@ -6,6 +6,8 @@
  * ARENA_TEST_SEED repeats a run, ARENA_TEST_OPS sets its length (60000).
  */
 #include "tests/virt_world.h"
+#include "tests/virt_world_calls.h"
+#include "tests/virt_world_fork.h"
 
 #define CHECK_EVERY 500
 
@@ -70,8 +72,12 @@ static void model_mmap(struct mclient *mc, const struct vm_mmap_args *a, const s
 			.shared = shared,
 			.maywrite = !h || !shared || h->writable,
 			.prot = (uint8_t)a->prot,
-			.flags = a->flags & MAP_NORESERVE ? VM_NORESERVE : 0,
+			.flags = (a->flags & MAP_NORESERVE ? VM_NORESERVE : 0) |
+				 (!shared && (a->prot & PROT_WRITE) && !(a->flags & MAP_NORESERVE)
+					  ? VM_ACCOUNT
+					  : 0),
 			.object = o,
+			.linear = (at + PAGE(i)) >> ARENA_PAGE_SHIFT,
 			.pgoff = o ? (uint32_t)((a->offset >> ARENA_PAGE_SHIFT) + i) : 0,
 			.slot = h ? h->slot : 0,
 		};
@@ -167,11 +173,31 @@ static void op_mprotect(struct mclient *mc)
 			want = ARENA_E_NOT_MAPPED;
 		else if ((prot & PROT_WRITE) && !p->maywrite)
 			want = ARENA_E_ACCESS;
-		else
+		else {
+			if ((prot & PROT_WRITE) && !(p->prot & PROT_WRITE) && !p->shared &&
+			    !(p->flags & VM_NORESERVE))
+				p->flags |= VM_ACCOUNT;
 			p->prot = (uint8_t)prot;
+		}
 	}
 	r = vm_mprotect(mc->c->mm, start, len - below(100), prot);
 	assert_int_equal(r, want);
+}
+
+static int advice_refused(const struct mpage *p, int advice)
+{
+	bool lru = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_COLD ||
+		   advice == MADV_REMOVE;
+
+	if (lru && (p->flags & VM_LOCKED))
+		return ARENA_E_INVALID;
+	if (advice == MADV_FREE || advice == MADV_WIPEONFORK)
+		return p->object ? ARENA_E_INVALID : 0;
+	if (advice != MADV_REMOVE)
+		return 0;
+	if (!p->object)
+		return ARENA_E_INVALID;
+	return p->shared && p->maywrite ? 0 : ARENA_E_ACCESS;
 }
 
 static void op_madvise(struct mclient *mc)
@@ -188,9 +214,20 @@ static void op_madvise(struct mclient *mc)
 		{MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ},
 		{MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE},
 		{MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE},
+		{MADV_FREE, 0, 0},
+		{MADV_REMOVE, 0, 0},
+		{MADV_COLD, 0, 0},
+		{MADV_DONTFORK, VM_DONTCOPY, 0},
+		{MADV_DOFORK, 0, VM_DONTCOPY},
+		{MADV_WIPEONFORK, VM_WIPEONFORK, 0},
+		{MADV_KEEPONFORK, 0, VM_WIPEONFORK},
+		{MADV_DONTDUMP, VM_DONTDUMP, 0},
+		{MADV_DODUMP, 0, VM_DONTDUMP},
+		{MADV_MERGEABLE, VM_MERGEABLE, 0},
+		{MADV_UNMERGEABLE, 0, VM_MERGEABLE},
 	};
 	uint64_t start, len, at, kind = below(ARRAY_SIZE(kinds));
-	int want = 0;
+	int want = 0, advice = kinds[kind].advice;
 
 	random_range(mc, &start, &len);
 	if (meets_direct(mc, start, len)) {
@@ -204,10 +241,15 @@ static void op_madvise(struct mclient *mc)
 			want = ARENA_E_NOT_MAPPED;
 			continue;
 		}
+		if (advice_refused(p, advice)) {
+			want = advice_refused(p, advice);
+			break;
+		}
+		if (advice == MADV_REMOVE && p->pgoff < MAX_OBJECT_PAGES)
+			p->object->page[p->pgoff] = (struct content){0};
 		p->flags = (p->flags | kinds[kind].set) & ~kinds[kind].clear;
 		if (kinds[kind].advice == MADV_DONTNEED && (!p->object || p->own)) {
-			p->content = (struct content){0};
-			p->own = false;
+			mpage_wipe(p);
 		}
 	}
 	assert_int_equal(vm_madvise(mc->c->mm, start, len, kinds[kind].advice, 0), want);
@@ -424,8 +466,13 @@ static void check_all(void)
 			continue;
 		assert_true(client_check_tlb(w.client[i].c));
 		assert_true(mclient_vmas_agree(&w.client[i]));
+		check_pinned(&w.client[i]);
+		assert_int_equal(w.client[i].c->mm->pinned_vm, pinned_pages(&w.client[i]));
+		assert_int_equal(w.client[i].c->mm->header->brk, w.client[i].brk);
 	}
 	assert_true(virt_is_valid(w.m.virt));
+	if (chance(25)) /* each entry is looked for in each VMA */
+		assert_true(rmap_finds_every_entry(w.m.virt));
 }
 
 /* Everybody answers; whoever still waits for somebody has been forgotten. */
@@ -466,12 +513,17 @@ static const struct op {
 	{38, op_touch},  {15, op_mmap},    {5, op_munmap},      {6, op_mprotect},
 	{7, op_madvise}, {4, op_populate}, {4, op_alloc_pages}, {4, op_free_pages},
 	{5, op_open},    {2, op_close},    {4, op_truncate},    {1, op_unlink},
-	{5, scribble},
+	{6, op_mremap},  {3, op_brk},      {3, op_mlock},       {2, op_pin},
+	{2, op_unpin},   {5, scribble},    {1, op_fork},        {2, op_snapshot},
 };
 
 static void random_op(struct mclient *mc)
 {
-	unsigned pick = (unsigned)below(100), i;
+	unsigned total = 0, pick, i;
+
+	for (i = 0; i < ARRAY_SIZE(ops); i++)
+		total += ops[i].weight;
+	pick = (unsigned)below(total);
 
 	for (i = 0; i < ARRAY_SIZE(ops) - 1 && pick >= ops[i].weight; i++)
 		pick -= ops[i].weight;

@@ -12,7 +12,7 @@ static struct scene {
 	struct fake_machine m;
 	struct fake_client *a, *b;
 	uint32_t segment, segment_b;
-	uint64_t anon, shared, common, common_b, private_b, block;
+	uint64_t small, anon, shared, common, common_b, private_b, block;
 	struct flush_wait wait;
 } s;
 
@@ -166,12 +166,12 @@ static int step_protect(void)
 
 static int step_advise(void)
 {
-	return s.anon ? vm_madvise(s.a->mm, s.anon + LEAF(1), PAGE(9), MADV_NOHUGEPAGE, 0) : 0;
+	return s.anon ? vm_madvise(s.a->mm, s.anon + LEAF(1), PAGE(9), MADV_NOHUGEPAGE, NULL) : 0;
 }
 
 static int step_dontneed(void)
 {
-	return s.shared ? vm_madvise(s.a->mm, s.shared + PAGE(9), PAGE(9), MADV_DONTNEED, 0) : 0;
+	return s.shared ? vm_madvise(s.a->mm, s.shared + PAGE(9), PAGE(9), MADV_DONTNEED, NULL) : 0;
 }
 
 static int step_populate(void)
@@ -209,6 +209,93 @@ static int step_free(void)
 	else
 		s.block = 0;
 	return r;
+}
+
+static int step_mremap(void)
+{
+	uint64_t out;
+	struct vm_mremap_args a = {.old = s.anon + PAGE(10),
+				   .old_len = PAGE(400),
+				   .new_len = PAGE(403),
+				   .flags = MREMAP_MAYMOVE};
+	int r = s.anon ? vm_mremap(s.a->mm, &a, &out) : 0;
+
+	/* Moved or not, never half. */
+	if (s.anon && r)
+		assert_true(vma_find(s.a->mm, a.old)->start <= a.old);
+	return r;
+}
+
+static int step_mremap_back(void)
+{
+	uint64_t out;
+	struct vm_mremap_args a = {.old = s.anon,
+				   .old_len = PAGE(5),
+				   .new_len = PAGE(5),
+				   .flags = MREMAP_MAYMOVE | MREMAP_FIXED,
+				   .new_addr = s.anon + PAGE(20)};
+
+	return s.anon ? vm_mremap(s.a->mm, &a, &out) : 0;
+}
+
+static int step_brk(void)
+{
+	uint64_t out;
+
+	return s.a ? vm_brk(s.a->mm, 0, (int64_t)PAGE(9), &out) : 0;
+}
+
+static int step_touch_heap(void)
+{
+	uint64_t start = s.a ? s.a->mm->header->start_brk : 0;
+
+	return s.a && s.a->mm->header->brk > start ? touch(s.a, start, PROT_WRITE) : 0;
+}
+
+static int step_mlock(void)
+{
+	return s.anon ? vm_mlock(s.a->mm, s.anon + LEAF(1), PAGE(7), false) : 0;
+}
+
+static int step_pin(void)
+{
+	uint64_t next;
+
+	return s.anon ? vm_pin(s.a->mm, s.anon + LEAF(1), PAGE(5), true, 0, &next) : 0;
+}
+
+static int step_small(void)
+{
+	int r = s.shared ? client_mmap(s.a, s.shared - LEAF(8), LEAF(1), PROT_RW,
+				       MAP_ANON_PRIVATE | MAP_FIXED, 0, 0, &s.small)
+			 : 0;
+
+	if (r)
+		s.small = 0;
+	return s.small && !r ? vm_madvise(s.a->mm, s.small, LEAF(1), MADV_NOHUGEPAGE, NULL) : r;
+}
+
+static int step_touch_small(void)
+{
+	return touch(s.a, s.small, PROT_WRITE);
+}
+
+static int step_collapse(void)
+{
+	int r = s.small ? vm_madvise(s.a->mm, s.small, LEAF(1), MADV_HUGEPAGE, NULL) : 0;
+
+	if (s.small && !r)
+		r = vm_madvise(s.a->mm, s.small, LEAF(1), MADV_COLLAPSE, NULL);
+	if (r != ARENA_E_AGAIN)
+		return r == ARENA_E_INVALID ? 0 : r; /* nothing could be touched there */
+	client_ack_all(s.a);
+	r = vm_madvise(s.a->mm, s.small, LEAF(1), MADV_COLLAPSE, NULL);
+	return r == ARENA_E_INVALID ? 0 : r;
+}
+
+static int step_remove(void)
+{
+	return s.shared ? vm_madvise(s.a->mm, s.shared + PAGE(1), PAGE(1), MADV_REMOVE, NULL) : 0;
 }
 
 static int step_munmap(void)
@@ -266,9 +353,13 @@ static const step_fn steps[] = {
 	step_copy_private_b,  step_copy_absent_b, step_protect,
 	step_advise,          step_dontneed,      step_populate,
 	step_alloc,           step_alloc_leaf,    step_free,
-	step_munmap,          step_map_over,      step_touch_shared,
-	step_truncate,        step_ack,           step_touch_common,
-	step_protect,         step_close,         step_unlink,
+	step_mlock,           step_pin,           step_mremap,
+	step_mremap_back,     step_brk,           step_touch_heap,
+	step_small,           step_touch_small,   step_collapse,
+	step_remove,          step_munmap,        step_map_over,
+	step_touch_shared,    step_truncate,      step_ack,
+	step_touch_common,    step_protect,       step_close,
+	step_unlink,
 };
 
 static void scene_end(void)

@@ -132,8 +132,7 @@ static void advise(struct mclient *mc, uint64_t at, uint64_t len, int advice)
 		if (advice == MADV_NOHUGEPAGE)
 			p->flags |= VM_NOHUGEPAGE;
 		if (advice == MADV_DONTNEED && (!p->object || p->own)) {
-			p->content = (struct content){0};
-			p->own = false;
+			mpage_wipe(p);
 		}
 	}
 }
@@ -417,6 +416,8 @@ static void step_late_ack(void)
 	ack(C, true);
 }
 
+#include "tests/virt_scenario_calls.h"
+
 static void step_close(void)
 {
 	close_segment(C, s.a_ro);
@@ -459,10 +460,13 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,   step_anon,       step_split,    step_protect,     step_fixed,    step_shared,
-	step_segment, step_cow,        step_ack,      step_own_segment, step_truncate, step_pages,
-	step_ack,     step_advice,     step_populate, step_late_ack,    step_close,    step_unmap,
-	step_death,   step_new_client, step_ack,      step_end,
+	step_start,    step_anon,     step_split,  step_protect,    step_fixed,
+	step_shared,   step_segment,  step_cow,    step_ack,        step_own_segment,
+	step_truncate, step_pages,    step_ack,    step_advice,     step_populate,
+	step_hole,     step_late_ack, step_mremap, step_heap,       step_lock,
+	step_pin,      step_collapse, step_fork,   step_cow_calls,  step_snapshot,
+	step_close,    step_unmap,    step_death,  step_new_client, step_ack,
+	step_end,
 };
 
 static void scenario_up(void)
@@ -625,9 +629,20 @@ static void test_sweep_twice(void **state)
 
 /* ---- at random -------------------------------------------------------------------------------- */
 
+/* A fork that is begun anew each time needs somebody who lives to its end. */
 static uint64_t random_life(void)
 {
-	return 1 + (chance(15) ? below(100) : below(6000));
+	return 1 + (chance(15) ? below(100) : below(6000)) * (1 + crash.call_deaths);
+}
+
+/* What dead workers had open stays open in this process. */
+static void allow_descriptors(void)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = limit.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
 static void random_child(void)
@@ -636,6 +651,7 @@ static void random_child(void)
 	unsigned long n = length ? strtoul(length, NULL, 0) : 6000, i;
 	unsigned deaths = 0;
 
+	allow_descriptors();
 	w.next_pid = 100;
 	store_fake();
 	crash.m = &w.m;

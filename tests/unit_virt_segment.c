@@ -216,7 +216,7 @@ static void test_object_leaf(void **state)
 	assert_int_equal(client_read(b, to + PAGE(9))[0], 9);
 	mm_get_stats(a->mm, &stats);
 	assert_int_equal(stats.leaves, 0);
-	assert_int_equal(vm_madvise(a->mm, at + PAGE(1), PAGE(2), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(a->mm, at + PAGE(1), PAGE(2), MADV_DONTNEED, NULL), 0);
 	assert_int_equal(client_read(b, to + PAGE(9))[0], 9);
 	assert_int_equal(client_read(a, at + PAGE(1))[0], 0);
 	assert_true(virt_is_valid(m.virt));
@@ -341,7 +341,7 @@ static void test_private_copy(void **state)
 	assert_int_equal(vm_mprotect(b->mm, to, LEAF(2), PROT_RW), 0);
 	assert_false(client_walk(b, to, &level) & ARENA_PTE_WRITE);
 	assert_true(client_walk(b, to + PAGE(3), &level) & ARENA_PTE_WRITE);
-	assert_int_equal(vm_madvise(b->mm, to, LEAF(2), MADV_DONTNEED, 0), 0);
+	assert_int_equal(vm_madvise(b->mm, to, LEAF(2), MADV_DONTNEED, NULL), 0);
 	assert_int_equal(client_read(b, to + PAGE(3))[0], 3);
 	assert_int_equal(client_read(b, to + PAGE(3))[1], 0);
 	assert_true(virt_is_valid(m.virt));

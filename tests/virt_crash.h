@@ -12,6 +12,7 @@
 #ifndef TESTS_VIRT_CRASH_H
 #define TESTS_VIRT_CRASH_H
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,6 +41,7 @@ static struct {
 	void (*survey)(uintptr_t site); /* nobody dies: told where each store is made */
 	/* the call */
 	bool journaled, delivered;
+	unsigned call_deaths;
 	uint32_t mm;
 	int result;
 } crash;
@@ -53,6 +55,7 @@ void truth_store_reached(void)
 	}
 	truth_stop_after = crash.die_at = 0;
 	crash.deaths++;
+	crash.call_deaths++;
 	longjmp(crash.grave, 1);
 }
 
@@ -102,6 +105,7 @@ static inline void crash_recover(void)
 		crash_arm(crash.after_death());
 	truth_stop_after = crash.die_at;
 	assert_int_equal(crash_try_recover(), 0);
+	virt_set_limits(crash.m->virt, fake_limit);
 	assert_true(virt_is_valid(crash.m->virt));
 	crash_reborn();
 }
@@ -169,6 +173,7 @@ static int crash_run(crash_fn fn, struct mm *mm, void *arg, size_t size, bool jo
 	crash.mm = mm ? mm_id(mm) : 0;
 	crash.journaled = journaled;
 	crash.delivered = false;
+	crash.call_deaths = 0;
 	truth_stop_after = crash.survey ? truth_stores + 1 : crash.die_at;
 	/* Again and again, each time a worker dies. */
 	if (setjmp(crash.grave))
@@ -197,13 +202,16 @@ struct crash_args {
 
 #define CRASH_CALL(journaled) crash_run(fn, mm, &k, sizeof(k), journaled)
 
+/* mm: the parent, or none. */
 static int crash_do_create(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
+	struct mm_params params = *(const struct mm_params *)k->in;
 	struct mm *made = NULL;
-	int r = mm_create(crash.m->virt, k->in, &made);
+	int r;
 
-	(void)mm;
+	params.parent = mm;
+	r = mm_create(crash.m->virt, &params, &made);
 	k->a = made ? mm_id(made) : 0;
 	return r;
 }
@@ -216,10 +224,67 @@ static inline int crash_mm_create(struct virt *v, const struct mm_params *p, str
 	int r;
 
 	(void)v;
-	params.peer = ++peer;
-	r = crash_run(crash_do_create, NULL, &k, sizeof(k), true);
+	params.peer = p->parent ? 0 : ++peer;
+	r = crash_run(crash_do_create, p->parent, &k, sizeof(k), true);
 	*out = r ? NULL : crash_find((uint32_t)k.a);
 	return r;
+}
+
+/* As attach: who asks again for what has become his is told so. */
+static int crash_do_adopt(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+	const struct credentials *cred = k->in;
+
+	if (!mm_is_forked(mm) && mm_pid(mm) == cred->pid)
+		return 0;
+	return mm_adopt(mm, cred, k->out, 0, 0);
+}
+
+static inline int crash_mm_adopt(struct mm *mm, const struct credentials *cred, const char *comm,
+				 uint32_t peer, uint64_t start_time)
+{
+	struct crash_args k = {.in = cred, .out = (void *)(uintptr_t)comm};
+
+	(void)peer, (void)start_time;
+	return crash_run(crash_do_adopt, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_snapshot(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_snapshot(mm, k->a, k->b, &k->c);
+}
+
+static inline int crash_vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out)
+{
+	struct crash_args k = {.a = addr, .b = len, .c = *out};
+	int r = crash_run(crash_do_snapshot, mm, &k, sizeof(k), true);
+
+	*out = k.c;
+	return r;
+}
+
+static int crash_do_mlockall(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return k->e ? vm_mlockall(mm, k->e) : vm_munlockall(mm);
+}
+
+static inline int crash_vm_mlockall(struct mm *mm, uint32_t flags)
+{
+	struct crash_args k = {.e = flags};
+
+	return crash_run(crash_do_mlockall, mm, &k, sizeof(k), false);
+}
+
+static inline int crash_vm_munlockall(struct mm *mm)
+{
+	struct crash_args k = {.e = 0};
+
+	return crash_run(crash_do_mlockall, mm, &k, sizeof(k), false);
 }
 
 static int crash_do_destroy(struct mm *mm, void *arg)
@@ -283,13 +348,18 @@ static int crash_do_madvise(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
 
-	return vm_madvise(mm, k->a, k->b, (int)k->e, k->f);
+	struct flush_wait *wait = k->out;
+
+	/* Whoever waited for a worker that is dead waits for nobody. */
+	if (wait)
+		*wait = (struct flush_wait){.done = wait->done};
+	return vm_madvise(mm, k->a, k->b, (int)k->e, wait);
 }
 
 static inline int crash_vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice,
-				   unsigned cpu)
+				   struct flush_wait *wait)
 {
-	struct crash_args k = {.a = addr, .b = len, .e = (unsigned)advice, .f = cpu};
+	struct crash_args k = {.a = addr, .b = len, .e = (unsigned)advice, .out = wait};
 
 	return crash_run(crash_do_madvise, mm, &k, sizeof(k), false);
 }
@@ -301,14 +371,98 @@ static int crash_do_populate(struct mm *mm, void *arg)
 	return vm_populate(mm, k->a, k->b, k->e, k->f, &k->c);
 }
 
-static inline int crash_vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write,
-				    unsigned cpu, uint64_t *next)
+static inline int crash_vm_populate(struct mm *mm, uint64_t addr, uint64_t len,
+				    enum populate_mode mode, unsigned cpu, uint64_t *next)
 {
-	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = write, .f = cpu};
+	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = mode, .f = cpu};
 	int r = crash_run(crash_do_populate, mm, &k, sizeof(k), false);
 
 	*next = k.c;
 	return r;
+}
+
+static int crash_do_mremap(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_mremap(mm, k->in, &k->a);
+}
+
+static inline int crash_vm_mremap(struct mm *mm, const struct vm_mremap_args *args, uint64_t *out)
+{
+	struct crash_args k = {.in = args, .a = *out};
+	int r = crash_run(crash_do_mremap, mm, &k, sizeof(k), true);
+
+	*out = k.a;
+	return r;
+}
+
+static int crash_do_brk(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_brk(mm, k->a, (int64_t)k->b, &k->c);
+}
+
+static inline int crash_vm_brk(struct mm *mm, uint64_t end, int64_t delta, uint64_t *out)
+{
+	struct crash_args k = {.a = end, .b = (uint64_t)delta, .c = *out};
+	int r = crash_run(crash_do_brk, mm, &k, sizeof(k), true);
+
+	*out = k.c;
+	return r;
+}
+
+static int crash_do_mlock(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return k->e ? vm_mlock(mm, k->a, k->b, k->f) : vm_munlock(mm, k->a, k->b);
+}
+
+static inline int crash_vm_mlock(struct mm *mm, uint64_t addr, uint64_t len, bool onfault)
+{
+	struct crash_args k = {.a = addr, .b = len, .e = 1, .f = onfault};
+
+	return crash_run(crash_do_mlock, mm, &k, sizeof(k), false);
+}
+
+static inline int crash_vm_munlock(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	struct crash_args k = {.a = addr, .b = len};
+
+	return crash_run(crash_do_mlock, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_pin(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_pin(mm, k->a, k->b, k->e, k->f, &k->c);
+}
+
+static inline int crash_vm_pin(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+			       uint64_t *next)
+{
+	struct crash_args k = {.a = addr, .b = len, .c = *next, .e = write, .f = cpu};
+	int r = crash_run(crash_do_pin, mm, &k, sizeof(k), true);
+
+	*next = k.c;
+	return r;
+}
+
+static int crash_do_unpin(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_unpin(mm, k->a, k->b);
+}
+
+static inline int crash_vm_unpin(struct mm *mm, uint64_t addr, uint64_t len)
+{
+	struct crash_args k = {.a = addr, .b = len};
+
+	return crash_run(crash_do_unpin, mm, &k, sizeof(k), true);
 }
 
 static int crash_do_alloc(struct mm *mm, void *arg)
@@ -455,12 +609,22 @@ static inline void crash_virt_flush_collect(struct virt *v)
 }
 
 #define mm_create crash_mm_create
+#define mm_adopt crash_mm_adopt
 #define mm_destroy crash_mm_destroy
+#define vm_snapshot crash_vm_snapshot
+#define vm_mlockall crash_vm_mlockall
+#define vm_munlockall crash_vm_munlockall
 #define vm_mmap crash_vm_mmap
 #define vm_munmap crash_vm_munmap
 #define vm_mprotect crash_vm_mprotect
 #define vm_madvise crash_vm_madvise
 #define vm_populate crash_vm_populate
+#define vm_mremap crash_vm_mremap
+#define vm_brk crash_vm_brk
+#define vm_mlock crash_vm_mlock
+#define vm_munlock crash_vm_munlock
+#define vm_pin crash_vm_pin
+#define vm_unpin crash_vm_unpin
 #define vm_alloc_pages crash_vm_alloc_pages
 #define vm_free_pages crash_vm_free_pages
 #define vm_fault crash_vm_fault

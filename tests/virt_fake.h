@@ -88,27 +88,51 @@ static inline struct fake_client *client_up(struct fake_machine *m, uid_t uid, p
 	return c;
 }
 
+static inline struct mm *fake_find(struct fake_machine *m, uint32_t id)
+{
+	struct mm *mm = NULL;
+
+	while ((mm = mm_next(m->virt, mm)))
+		if (mm_id(mm) == id)
+			break;
+	return mm;
+}
+
 /* The child of a fork, attached. */
-static inline struct fake_client *client_fork(struct fake_client *parent, pid_t pid)
+static inline int client_try_fork(struct fake_client *parent, pid_t pid, struct fake_client **out)
 {
 	struct fake_client *c = calloc(1, sizeof(*c));
 	struct credentials nobody = parent->cred;
 	struct mm_params params = {.parent = parent->mm, .comm = "child", .cred = &nobody};
 	void *at;
+	int r;
 
 	assert_non_null(c);
 	nobody.pid = 0;
 	c->m = parent->m;
-	c->cred =
-		(struct credentials){.pid = pid, .uid = parent->cred.uid, .gid = parent->cred.gid};
-	assert_int_equal(mm_create(c->m->virt, &params, &c->mm), 0);
+	c->cred = parent->cred;
+	c->cred.pid = pid;
+	r = mm_create(c->m->virt, &params, &c->mm);
+	if (r) {
+		free(c);
+		return r;
+	}
+	c->id = mm_id(c->mm);
 	assert_int_equal(mm_adopt(c->mm, &c->cred, "child", 0, 0), 0);
+	c->mm = fake_find(c->m, c->id);
 	assert_int_equal(os_map(mm_file(c->mm), 0, ARENA_MM_FILE_SIZE, OS_MAP_READ, &at), 0);
 	c->file = at;
-	c->channel = mm_channel(c->mm);
-	c->ring = (struct arena_flush_entry *)(void *)((uint8_t *)mm_channel(c->mm) +
-						       ARENA_CHANNEL_FLUSH);
-	memcpy(c->slot_fd, parent->slot_fd, sizeof(c->slot_fd));
+	memcpy(c->slot_domain, parent->slot_domain, sizeof(c->slot_domain));
+	client_reborn(c);
+	*out = c;
+	return 0;
+}
+
+static inline struct fake_client *client_fork(struct fake_client *parent, pid_t pid)
+{
+	struct fake_client *c = NULL;
+
+	assert_int_equal(client_try_fork(parent, pid, &c), 0);
 	return c;
 }
 

@@ -21,6 +21,10 @@
 #include "base/prng.h"
 #include "daemon/virt/internal.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 #define TEST_WINDOW (UINT64_C(64) << 30)
 #define PAGE(n) ((uint64_t)(n) << ARENA_PAGE_SHIFT)
 #define LEAF(n) ((uint64_t)(n) << ARENA_LEAF_SHIFT)
@@ -34,6 +38,14 @@ struct fake_machine {
 	uint64_t boot_free;
 };
 
+/* The limits of every client: its process is not there to be asked. */
+static uint64_t test_limit[3] = {UINT64_MAX, UINT64_MAX, UINT64_MAX};
+
+static inline uint64_t fake_limit(pid_t pid __unused_, enum vm_limit which)
+{
+	return test_limit[which];
+}
+
 /* Without kzerod: nothing happens that the test did not ask for. */
 static inline void machine_up(struct fake_machine *m, uint64_t size, unsigned nodes)
 {
@@ -46,6 +58,9 @@ static inline void machine_up(struct fake_machine *m, uint64_t size, unsigned no
 	assert_int_equal(numa_topology_simulate(&m->topology, nodes, 4), 0);
 	assert_int_equal(phys_create(&m->config, &m->state, &m->phys), 0);
 	assert_int_equal(virt_create(m->phys, &m->virt), 0);
+	virt_set_limits(m->virt, fake_limit);
+	/* Tests map far more than their small machine has. */
+	m->state.tunables[TUNABLE_OVERCOMMIT_MEMORY] = 1;
 	m->boot_free = phys_free_pages(m->phys);
 }
 

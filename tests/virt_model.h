@@ -20,6 +20,7 @@
 #define NR_NAMES 8
 #define MAX_HANDLES 24
 #define MAX_BLOCKS 24
+#define MAX_PINS 4
 #define NR_REGIONS 24
 #define NR_CHUNKS (TEST_WINDOW >> ARENA_LEAF_SHIFT)
 
@@ -40,10 +41,12 @@ struct mpage {
 	bool mapped, shared, maywrite, direct;
 	bool own; /* a private copy of an object's page */
 	uint8_t prot;
-	uint32_t flags; /* VM_* that madvise and mmap set */
+	uint32_t flags;  /* VM_* that madvise, mlock and mmap set */
+	uint64_t linear; /* without an object: page number of where it was first mapped */
 	struct mobject *object;
 	uint32_t pgoff, slot;
 	struct content content;
+	pfn_t pinned; /* private memory: the frame that it must keep; 0: none */
 };
 
 struct mhandle {
@@ -58,12 +61,19 @@ struct mblock {
 	unsigned order;
 };
 
+struct mpin {
+	uint64_t addr, len; /* len 0: none */
+	pfn_t first;
+};
+
 struct mclient {
 	struct fake_client *c; /* NULL: not there */
 	uint64_t base;
 	struct mpage *chunk[NR_CHUNKS];
 	struct mhandle handle[MAX_HANDLES];
 	struct mblock block[MAX_BLOCKS];
+	struct mpin pin[MAX_PINS];
+	uint64_t brk;
 	struct {
 		uint64_t start, len;
 	} region[NR_REGIONS]; /* where something was mapped, to aim at */
@@ -177,6 +187,14 @@ static inline struct fault_refusal mpage_refusal(const struct mpage *p, uint32_t
 	return (struct fault_refusal){0};
 }
 
+/* What it had of its own is gone. */
+static inline void mpage_wipe(struct mpage *p)
+{
+	p->content = (struct content){0};
+	p->own = false;
+	p->pinned = 0;
+}
+
 /* The object's page becomes the mapping's own. */
 static inline void mpage_copy(struct mpage *p)
 {
@@ -206,7 +224,7 @@ static inline void mclient_drop_copies(struct mclient *mc, const struct mobject 
 			struct mpage *p = &mc->chunk[i][n];
 
 			if (p->mapped && p->object == o && p->own && p->pgoff >= mobject_pages(o))
-				p->own = false;
+				mpage_wipe(p);
 		}
 }
 
@@ -235,7 +253,8 @@ static inline bool mpages_alike(const struct mpage *a, const struct mpage *b)
 {
 	return a->mapped && b->mapped && a->shared == b->shared && a->maywrite == b->maywrite &&
 	       a->prot == b->prot && a->flags == b->flags && a->object == b->object &&
-	       (!a->object || (a->pgoff + 1 == b->pgoff && a->slot == b->slot));
+	       (a->object ? a->pgoff + 1 == b->pgoff && a->slot == b->slot
+			  : a->linear + 1 == b->linear);
 }
 
 /* The VMAs are the model's maximal runs of alike pages, no more and no fewer. */
@@ -255,14 +274,19 @@ static inline bool mclient_vmas_agree(struct mclient *mc)
 				      !mpage_at(mc, addr - ARENA_PAGE_SIZE)->direct;
 
 			if (!p->mapped || p->direct || p->prot != v.prot || p->shared != v.shared ||
+			    p->flags != (vma_find(mc->c->mm, addr)->flags &
+					 ~(uint32_t)(VM_SHARED | VM_MAYWRITE)) ||
 			    (p->object ? p->pgoff != v.pgoff + ((addr - v.start) >> 12)
 				       : v.object) ||
 			    joined != (addr > v.start)) {
 				fprintf(stderr,
-					"mm %u: VMA %#lx-%#lx is wrong at %#lx (last end %#lx)\n",
+					"mm %u: VMA %#lx-%#lx is wrong at %#lx (last end %#lx): "
+					"model %u %u %u %#x, room %u %u %#x%s\n",
 					mm_id(mc->c->mm), (unsigned long)v.start,
 					(unsigned long)v.end, (unsigned long)addr,
-					(unsigned long)last_end);
+					(unsigned long)last_end, p->mapped, p->prot, p->shared,
+					p->flags, v.prot, v.shared,
+					vma_find(mc->c->mm, addr)->flags, joined ? ", joined" : "");
 				return false;
 			}
 			pages++;

@@ -141,6 +141,7 @@ static inline void client_start(struct mclient *mc, uid_t uid, uint64_t base)
 	memset(mc, 0, sizeof(*mc));
 	mc->base = base;
 	assert_int_equal(client_try_up(&w.m, uid, w.next_pid++, mc->base, &mc->c), 0);
+	mc->brk = mc->c->mm->header->start_brk;
 	if (uid == 1002) {
 		mc->c->cred.groups = some_groups;
 		mc->c->cred.nr_groups = ARRAY_SIZE(some_groups);
@@ -294,6 +295,16 @@ static inline void sync_copies(struct mclient *mc, uint64_t start, uint64_t end)
 	}
 }
 
+/* What is shared is copied when the client has flushed: ask again. */
+static inline bool flushed_again(struct mclient *mc, int *r)
+{
+	if (*r != ARENA_E_AGAIN)
+		return false;
+	client_ack(mc->c, mm_flush_posted(mc->c->mm));
+	*r = 0;
+	return true;
+}
+
 static inline void op_populate(struct mclient *mc)
 {
 	uint64_t start, len, at, next, stop;
@@ -306,13 +317,16 @@ static inline void op_populate(struct mclient *mc)
 		struct fault_refusal refusal = mpage_refusal(mpage_at(mc, stop), access);
 
 		if (refusal.signo)
-			want = refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV
-				       ? ARENA_E_NOT_MAPPED
-				       : ARENA_E_FAULT;
+			want = refusal.signo == SIGBUS       ? ARENA_E_FAULT
+			       : refusal.code == SEGV_MAPERR ? ARENA_E_NOT_MAPPED
+							     : ARENA_E_ACCESS;
 	}
 	for (at = start; at < start + len && !r; at = next) {
 		next = at;
-		r = vm_populate(mc->c->mm, at, start + len - at, write, (unsigned)below(4), &next);
+		r = vm_populate(mc->c->mm, at, start + len - at,
+				write ? POPULATE_WRITE : POPULATE_READ, (unsigned)below(4), &next);
+		if (flushed_again(mc, &r))
+			continue;
 		assert_true(r || next > at);
 	}
 	sync_copies(mc, start, start + len);

@@ -2,8 +2,7 @@
 /*
  * show_mem.c - meminfo and vmstat of the arena and of one node, from the same sums.
  *
- * What this version has no notion of (block devices, swap, slab, hugetlb, overcommit accounting) is
- * zero where Linux's tools look for the line. Items ending in THPS or PMDMAPPED count 2 MiB pages.
+ * What this version has no notion of (block devices, swap, slab, hugetlb) is zero where Linux's tools look for the line. Items ending in THPS or PMDMAPPED count 2 MiB pages.
  */
 #include <string.h>
 
@@ -162,8 +161,8 @@ int show_meminfo(struct show *show)
 	put_kb(out, "", "Shmem", item_kb(&s, NR_SHMEM));
 	put_slab(out, "", &s);
 	put_kernel(out, "", &s);
-	put_kb(out, "", "CommitLimit", 0);
-	put_kb(out, "", "Committed_AS", 0);
+	put_kb(out, "", "CommitLimit", pages_to_kb(virt_commit_limit(show->virt)));
+	put_kb(out, "", "Committed_AS", pages_to_kb(virt_committed_pages(show->virt)));
 	put_kb(out, "", "VmallocTotal", 0);
 	put_kb(out, "", "VmallocUsed", 0);
 	put_kb(out, "", "VmallocChunk", 0);

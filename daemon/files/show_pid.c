@@ -44,6 +44,12 @@ static void sum_stats(struct show *s, struct mm_stats *sum)
 
 		mm_get_stats(mm, &stats);
 		sum->total_vm += stats.total_vm;
+		sum->hiwater_vm += stats.hiwater_vm;
+		sum->data_vm += stats.data_vm;
+		sum->exec_vm += stats.exec_vm;
+		sum->stack_vm += stats.stack_vm;
+		sum->locked_vm += stats.locked_vm;
+		sum->pinned_vm += stats.pinned_vm;
 		sum->rss_anon += stats.rss_anon;
 		sum->rss_shmem += stats.rss_shmem;
 		sum->direct_pages += stats.direct_pages;
@@ -95,14 +101,14 @@ int show_pid_maps(struct show *s)
 
 /* ---- status and statm -------------------------------------------------------------------- */
 
-/* Data is not counted apart. */
 int show_pid_statm(struct show *s)
 {
 	struct mm_stats sum;
 
 	sum_stats(s, &sum);
-	fprintf(s->out, "%" PRIu64 " %" PRIu64 " %" PRIu64 " 0 0 0 0\n", sum.total_vm,
-		sum.rss_anon + sum.rss_shmem, sum.rss_shmem);
+	fprintf(s->out, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " 0 %" PRIu64 " 0\n",
+		sum.total_vm, sum.rss_anon + sum.rss_shmem, sum.rss_shmem, sum.exec_vm,
+		sum.data_vm + sum.stack_vm);
 	return 0;
 }
 
@@ -136,12 +142,18 @@ int show_pid_status(struct show *s)
 	put_name(s->out, mm_comm(mm), false);
 	fprintf(s->out, "\nTgid:\t%" PRIu32 "\nPid:\t%" PRIu32 "\nUid:\t%u\t%u\t%u\t%u\n",
 		s->number, s->number, uid, uid, uid, uid);
+	put_kb(s->out, "VmPeak", sum.hiwater_vm);
 	put_kb(s->out, "VmSize", sum.total_vm);
-	put_kb(s->out, "VmPin", sum.direct_pages);
+	put_kb(s->out, "VmLck", sum.locked_vm);
+	put_kb(s->out, "VmPin", sum.direct_pages + sum.pinned_vm);
 	put_kb(s->out, "VmRSS", sum.rss_anon + sum.rss_shmem);
 	put_kb(s->out, "RssAnon", sum.rss_anon);
 	put_kb(s->out, "RssFile", 0);
 	put_kb(s->out, "RssShmem", sum.rss_shmem);
+	put_kb(s->out, "VmData", sum.data_vm);
+	put_kb(s->out, "VmStk", sum.stack_vm);
+	put_kb(s->out, "VmExe", sum.exec_vm);
+	put_kb(s->out, "VmLib", 0);
 	put_kb(s->out, "VmPTE", sum.tables);
 	put_kb(s->out, "VmSwap", 0);
 	put_kb(s->out, "HugetlbPages", 0);

@@ -32,6 +32,13 @@ static void tunable_changed(struct phys *p, enum tunable t)
 	case TUNABLE_ZERO_POOL_KBYTES:
 		kzerod_collect(p);
 		break;
+	/* As in Linux one of the two says it, and the other shows 0. */
+	case TUNABLE_OVERCOMMIT_RATIO:
+		truth_store(&phys_state(p)->tunables[TUNABLE_OVERCOMMIT_KBYTES], UINT64_C(0));
+		break;
+	case TUNABLE_OVERCOMMIT_KBYTES:
+		truth_store(&phys_state(p)->tunables[TUNABLE_OVERCOMMIT_RATIO], UINT64_C(0));
+		break;
 	default: /* read where it is used */
 		break;
 	}

@@ -71,6 +71,7 @@ static bool settle(struct rebuild *r, pfn_t head)
 	unsigned limbo = ask_limbo(r, head);
 
 	page->lru_next = page->lru_prev = PFN_NONE;
+	page->flags &= ~(PG_MLOCKED | PG_PINNED); /* virt counts those again */
 	if (!refs && !limbo) {
 		free_unreferenced(page);
 		r->stats->freed_pages += pages;

@@ -165,12 +165,14 @@ enum zone_type { ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, NR_ZONE_TYPES };
 #define PG_PCP (1u << 13)      /* on a per-CPU list; index */
 #define PG_ZEROED (1u << 14)   /* free, and known to hold zeros; index */
 #define PG_RESERVED (1u << 15) /* never given to the buddy */
-#define PG_ANON (1u << 16)     /* mapping: anon family; index: (address - window base) >> 12 */
+#define PG_ANON (1u << 16)     /* mapping: anon family; index: vma_anon_index() */
 #define PG_OBJECT (1u << 17)   /* mapping: object id; index: page of the object */
 #define PG_KERNEL (1u << 18)   /* arena_alloc_pages(); mapping: mm id */
 #define PG_LIMBO (1u << 19)    /* taken from an entry; a client may still have it mapped */
 #define PG_HOLE (1u << 20)     /* handed out unbacked: the host zeroes it at the first touch */
 #define PG_ISOLATED (1u << 21) /* set aside by kzerod or offlining; index */
+#define PG_MLOCKED (1u << 22)  /* entries of VM_LOCKED VMAs point here: mlock_count; index */
+#define PG_PINNED (1u << 23)   /* arena_pin(): pin_count; index */
 #define PG_OWNER (PG_ANON | PG_OBJECT | PG_KERNEL)
 
 /*
@@ -183,8 +185,16 @@ struct page {
 	uint32_t mapcount; /* entries that point here */
 	uint32_t mapping;
 	uint32_t index;
-	uint32_t lru_next, lru_prev; /* list links as pfns; index */
-	uint32_t private_;           /* allocated: references from limbo; index */
+	/* List links as pfns; index. What is mlocked or pinned is on no list. */
+	union {
+		uint32_t lru_next;
+		uint32_t mlock_count; /* PG_MLOCKED */
+	};
+	union {
+		uint32_t lru_prev;
+		uint32_t pin_count; /* PG_PINNED */
+	};
+	uint32_t private_; /* allocated: references from limbo; index */
 };
 static_assert(sizeof(struct page) == 32, "struct page");
 

@@ -1,35 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * handlers_mm.c - the address space: fault, mmap, munmap, mprotect, madvise, populate.
+ * handlers_mm.c - the address space: fault, mmap, mremap, munmap, mprotect, madvise, populate, brk.
  *
  * Lengths are rounded up to pages here, as Linux does it, so that virt sees whole pages only;
  * which errno a bad range gives is that of the man page.
  */
 #include "daemon/service/internal.h"
 
+#include <errno.h>
 #include <sys/mman.h>
-
-/* A CPU number is a hint of the client's: whatever it says, it is one of ours. */
-static unsigned call_cpu(const struct call *call, uint32_t cpu)
-{
-	return cpu % call->peer->service->machine->topology.nr_cpus;
-}
-
-/* Round *len up to pages; false if address + length leaves 64 bits. */
-static bool round_range(uint64_t addr, uint64_t *len)
-{
-	uint64_t end;
-
-	if (*len > ARENA_PAGE_MASK)
-		return false;
-	*len = ALIGN_UP(*len, ARENA_PAGE_SIZE);
-	return !__builtin_add_overflow(addr, *len, &end);
-}
-
-static bool page_aligned(uint64_t addr)
-{
-	return IS_ALIGNED(addr, ARENA_PAGE_SIZE);
-}
 
 int handle_fault(struct call *call)
 {
@@ -41,14 +20,21 @@ int handle_fault(struct call *call)
 	if (m->access != PROT_READ && m->access != PROT_WRITE && m->access != PROT_EXEC)
 		return ARENA_E_INVALID;
 	r = vm_fault(call->peer->mm, m->address, m->access, call_cpu(call, m->cpu), &refusal);
-	/* The client shall acknowledge what is posted before it asks again. */
-	if (r == ARENA_E_AGAIN)
-		call->posted = UINT64_MAX;
 	if (r)
-		return r;
+		return call_flush_again(call, r);
 	reply = CALL_RESULT(call, fault, FAULT);
 	reply->signo = (uint32_t)refusal.signo;
 	reply->code = refusal.code;
+	return 0;
+}
+
+/* `inside` lies in what was mapped. */
+static int reply_address(struct call *call, uint64_t addr, uint64_t inside)
+{
+	Arena__AddressReply *reply = CALL_RESULT(call, address, ADDRESS);
+
+	reply->address = addr;
+	reply->populate = mm_wants_populate(call->peer->mm, inside);
 	return 0;
 }
 
@@ -73,10 +59,35 @@ int handle_mmap(struct call *call)
 	if (args.offset < 0 || (uint64_t)args.offset > INT64_MAX - MIN(args.len, INT64_MAX))
 		return ARENA_E_OVERFLOW_;
 	r = vm_mmap(call->peer->mm, &args, &addr);
+	return r ? r : reply_address(call, addr, addr);
+}
+
+int handle_mremap(struct call *call)
+{
+	const Arena__Mremap *m = call->request->mremap;
+	struct vm_mremap_args args = {
+		.old = m->address,
+		.old_len = m->old_length,
+		.new_len = m->new_length,
+		.flags = m->flags,
+		.new_addr = m->new_address,
+	};
+	uint64_t addr;
+	int r = vm_mremap(call->peer->mm, &args, &addr);
+
+	return r ? r : reply_address(call, addr, addr);
+}
+
+int handle_brk(struct call *call)
+{
+	const Arena__Brk *m = call->request->brk;
+	uint64_t addr, end;
+	int r = vm_brk(call->peer->mm, m->end, m->delta, &addr);
+
 	if (r)
 		return r;
-	CALL_RESULT(call, address, ADDRESS)->address = addr;
-	return 0;
+	end = m->end ? addr : addr + (uint64_t)m->delta;
+	return reply_address(call, addr, end - 1);
 }
 
 int handle_munmap(struct call *call)
@@ -104,12 +115,27 @@ int handle_mprotect(struct call *call)
 int handle_madvise(struct call *call)
 {
 	const Arena__Madvise *m = call->request->madvise;
+	struct peer *p = call->peer;
 	uint64_t len = m->length;
+	struct later *l;
+	int r;
 
-	/* madvise has no CPU in its message: a populate of its own says where it runs. */
+	/* Populating has a message of its own, which says where it runs. */
 	if (!page_aligned(m->address) || !round_range(m->address, &len))
 		return ARENA_E_INVALID;
-	return vm_madvise(call->peer->mm, m->address, len, m->advice, 0);
+	/* Only this one takes what others may have mapped. */
+	if (m->advice != MADV_REMOVE)
+		return call_flush_again(call, vm_madvise(p->mm, m->address, len, m->advice, NULL));
+	l = later_create(call);
+	if (!l)
+		return -ENOMEM;
+	r = vm_madvise(p->mm, m->address, len, m->advice, &l->wait);
+	if (r || !l->wait.pending) {
+		later_drop(l);
+		return r;
+	}
+	service_hurry_flushes(p->service, p);
+	return call_later(l);
 }
 
 int handle_populate(struct call *call)
@@ -118,13 +144,14 @@ int handle_populate(struct call *call)
 	uint64_t len = m->length, next = m->address;
 	int r = 0;
 
-	if (!page_aligned(m->address) || !round_range(m->address, &len) || m->write > 1)
+	if (!page_aligned(m->address) || !round_range(m->address, &len) ||
+	    m->write > POPULATE_LOCK_ALL)
 		return ARENA_E_INVALID;
 	if (len)
-		r = vm_populate(call->peer->mm, m->address, len, m->write, call_cpu(call, m->cpu),
-				&next);
+		r = vm_populate(call->peer->mm, m->address, len, (enum populate_mode)m->write,
+				call_cpu(call, m->cpu), &next);
 	if (r)
-		return r;
+		return call_flush_again(call, r);
 	/* Not beyond the end that the client knows. */
 	CALL_RESULT(call, populate, POPULATE)->next = MIN(next, m->address + m->length);
 	return 0;

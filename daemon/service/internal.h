@@ -31,6 +31,7 @@
 #define SERVICE_MAX_BAD_MESSAGES 16u
 #define SERVICE_PACKETS_PER_ROUND 16u
 #define SERVICE_NR_SNAPSHOTS 4u
+#define SERVICE_MINCORE_BYTES 256u
 #define SERVICE_ATTR_PIECE (48u << 10)
 #define SERVICE_MAX_COMM 32
 #define SERVICE_TOKEN_BYTES 16u
@@ -175,7 +176,9 @@ struct call {
 		Arena__AllocPagesReply alloc_pages;
 		Arena__AttrReadReply attr_read;
 		Arena__ForkReply fork;
+		Arena__MincoreReply mincore;
 	} result;
+	uint8_t bits[SERVICE_MINCORE_BYTES]; /* of result.mincore */
 	int fds[ARENA_SOCKET_MAX_FDS];
 	bool own_fd[ARENA_SOCKET_MAX_FDS]; /* closed when the reply is out */
 	unsigned nr_fds;
@@ -318,6 +321,36 @@ struct service {
 static inline struct state *service_state(struct service *s)
 {
 	return phys_state(s->machine->phys);
+}
+
+/* A CPU number is a hint of the client's: whatever it says, it is one of ours. */
+static inline unsigned call_cpu(const struct call *call, uint32_t cpu)
+{
+	return cpu % call->peer->service->machine->topology.nr_cpus;
+}
+
+/* Again: the client shall acknowledge what is posted before it asks once more. */
+static inline int call_flush_again(struct call *call, int r)
+{
+	if (r == ARENA_E_AGAIN)
+		call->posted = UINT64_MAX;
+	return r;
+}
+
+/* Round *len up to pages; false if address + length leaves 64 bits. */
+static inline bool round_range(uint64_t addr, uint64_t *len)
+{
+	uint64_t end;
+
+	if (*len > ARENA_PAGE_MASK)
+		return false;
+	*len = ALIGN_UP(*len, ARENA_PAGE_SIZE);
+	return !__builtin_add_overflow(addr, *len, &end);
+}
+
+static inline bool page_aligned(uint64_t addr)
+{
+	return IS_ALIGNED(addr, ARENA_PAGE_SIZE);
 }
 
 /* A warning about what clients did; a hostile one cannot fill the log with it. */

@@ -15,6 +15,14 @@ bool area_is_free(const struct mm *mm, uint64_t start, uint64_t end)
 	return !v || v->start >= end;
 }
 
+/* Free, and not in the guard gap of the stack above it. */
+static bool area_is_clear(const struct mm *mm, uint64_t start, uint64_t end)
+{
+	const struct vma *v = vma_find(mm, start);
+
+	return !v || vma_start_gap(v) >= end;
+}
+
 /* Highest fitting address of the hole [low, high), or 0. */
 static uint64_t fit(uint64_t low, uint64_t high, uint64_t len, uint64_t align)
 {
@@ -31,8 +39,8 @@ static uint64_t search_down(struct mm *mm, uint64_t from, uint64_t len, uint64_t
 	uint64_t floor = mm->header->mmap_floor, high = from, addr;
 	struct vma *v = vma_find(mm, from);
 
-	if (v && v->start < from)
-		high = v->start;
+	if (v && vma_start_gap(v) < from)
+		high = vma_start_gap(v);
 	v = v ? vma_prev(v) : RB_MAX(vma_tree, &mm->vmas);
 	for (;;) {
 		uint64_t low = v && v->end > floor ? v->end : floor;
@@ -44,7 +52,7 @@ static uint64_t search_down(struct mm *mm, uint64_t from, uint64_t len, uint64_t
 			mm->cached_hole = MAX(mm->cached_hole, high - low);
 		if (!v || v->start <= floor)
 			return 0;
-		high = MIN(high, v->start);
+		high = MIN(high, vma_start_gap(v));
 		v = vma_prev(v);
 	}
 }
@@ -56,7 +64,7 @@ int area_find(struct mm *mm, uint64_t len, uint64_t hint, uint64_t *out)
 
 	hint = ALIGN_DOWN(hint, ARENA_PAGE_SIZE);
 	if (hint && range_ok(hint, len) && window_contains(mm, hint, hint + len) &&
-	    !direct_contains(mm, hint, hint + len) && area_is_free(mm, hint, hint + len)) {
+	    !direct_contains(mm, hint, hint + len) && area_is_clear(mm, hint, hint + len)) {
 		*out = hint;
 		return 0;
 	}

@@ -23,6 +23,9 @@
  * A frame may be copied only while nobody writes to it: not before the flush that took the right away
  * is acknowledged. Till then the fault is answered ARENA_E_AGAIN with that flush's number.
  *
+ * A pinned frame (pin.c) is its pinner's alone, whatever its count of references: it is made so before it is
+ * pinned, and fork and snapshot copy it instead of sharing it. So it is never replaced under its pinner.
+ *
  * Invariant: a job's range holds only entries of level 0, and those marked done point to its block.
  */
 #include <string.h>
@@ -78,6 +81,9 @@ bool cow_exclusive(const struct mm *mm, uint64_t addr, const struct pte_ref *ref
 
 	if (page->refcount == 1 || !(page->flags & PG_ANON))
 		return page->refcount == 1;
+	/* Its other references are pins, and the limbo of what was there before it was pinned. */
+	if (page->flags & PG_PINNED)
+		return true;
 	if (ref->level || !page_order(page))
 		return false;
 	/* A block whose every reference is an entry of this one table is as good as single frames. */
@@ -163,7 +169,7 @@ static bool job_join(struct vma *vma, const struct cow_job *j)
 		return false;
 	table = pmd.table;
 	if (entries_of_block(mm, &pmd, j->block, ARENA_LEAF_PAGES) != ARENA_LEAF_PAGES ||
-	    page->refcount != ARENA_LEAF_PAGES + 1)
+	    page->refcount != ARENA_LEAF_PAGES + 1 + page_pins(page))
 		return false;
 	pgtable_parent(mm, &pmd);
 	pte_switch(mm, &pmd, vma_entry(vma, j->block, true, false, false, false));
@@ -171,6 +177,8 @@ static bool job_join(struct vma *vma, const struct cow_job *j)
 		page->mapcount--;
 		put_page(v->phys, j->block);
 	}
+	if (vma->flags & VM_LOCKED)
+		page_munlock(v, j->block, ARENA_LEAF_PAGES - 1);
 	mm->leaves++;
 	limbo_add(mm, LIMBO_TABLE, table, 0);
 	/* Nothing to unmap: the flush is there so that the table is let go. */
@@ -187,7 +195,7 @@ static void switch_to_copy(struct vma *vma, struct pte_ref *ref, pfn_t to)
 	pfn_t from = (pfn_t)arena_pte_pfn(*ref->entry);
 
 	memcpy(domain_address(mm->domain, to), domain_address(mm->domain, from), ARENA_PAGE_SIZE);
-	remap_entry(mm, ref, to, vma_entry(vma, to, false, false, false, false));
+	remap_entry(vma, ref, to, vma_entry(vma, to, false, false, false, false));
 }
 
 /* The page's entry, if it is one that has to be copied: present, shared, of level 0. */

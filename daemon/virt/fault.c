@@ -337,7 +337,7 @@ static int copy_on_write(struct fault *f, pfn_t from)
 			put_page(v->phys, got.pfn);
 			return r;
 		}
-		remap_entry(f->mm, &ref, got.pfn, entry);
+		remap_entry(vma, &ref, got.pfn, entry);
 		flush_post(f->mm, ARENA_FLUSH_UNMAP, f->addr, f->addr + ARENA_PAGE_SIZE);
 		return 0;
 	}
@@ -394,7 +394,7 @@ static int anon_fault(struct fault *f)
 
 /* ---- entry ------------------------------------------------------------------------------------------------ */
 
-static bool entry_permits(uint64_t entry, uint32_t access)
+bool entry_permits(uint64_t entry, uint32_t access)
 {
 	uint64_t need = ARENA_PTE_PRESENT;
 
@@ -416,7 +416,9 @@ static bool vma_permits(const struct vma *vma, uint32_t access)
 
 /*
  * An entry permits less than the VMA does, though its frame could be mapped as it is: a crash fell
- * between the VMA's new rights and the entry's. False: the frame must be another one.
+ * between the VMA's new rights and the entry's, or the right was taken to copy the frame (collapse.c), and
+ * who was about to do it will see a writable entry and begin anew. False: the frame must be another
+ * one.
  */
 static bool entry_allow(const struct fault *f, const struct pte_ref *ref)
 {
@@ -437,7 +439,7 @@ static bool entry_is_anon(const struct mm *mm, uint64_t entry)
 
 static int fault_resolve(struct fault *f)
 {
-	struct vma *vma = vma_find(f->mm, f->addr);
+	struct vma *vma = find_extend_vma(f->mm, f->addr);
 	struct pte_ref ref;
 	bool present;
 
@@ -458,8 +460,8 @@ static int fault_resolve(struct fault *f)
 	return anon_fault(f);
 }
 
-int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
-	     struct fault_refusal *refusal)
+int fault_handle(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+		 struct fault_refusal *refusal)
 {
 	struct fault f = {
 		.mm = mm,
@@ -468,6 +470,32 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 		.cpu = cpu,
 		.refusal = refusal,
 	};
+
+	return fault_resolve(&f);
+}
+
+int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done)
+{
+	struct fault f = {.mm = vma->mm, .vma = vma, .addr = addr, .cpu = cpu};
+	struct pte_ref ref;
+
+	*done = false;
+	if (vma->flags & (VM_SHARED | VM_SPECIAL) || !pgtable_lookup(f.mm, addr, &ref) ||
+	    !*ref.entry)
+		return 0;
+	*done = true;
+	if (!entry_is_anon(f.mm, *ref.entry))
+		return copy_on_write(&f, (pfn_t)arena_pte_pfn(*ref.entry) +
+						 (ref.level ? arena_table_index(addr, 0) : 0));
+	if (!cow_exclusive(f.mm, addr, &ref))
+		return cow_fault(vma, addr, cpu, &ref);
+	*done = false;
+	return 0;
+}
+
+int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+	     struct fault_refusal *refusal)
+{
 	int r;
 
 	CONTROL_THREAD();
@@ -476,58 +504,10 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 		return ARENA_E_INVALID;
 	mm->faults++;
 	state_event(mm->virt->state, EV_PGFAULT, 1);
-	r = fault_resolve(&f);
+	r = fault_handle(mm, addr, access, cpu, refusal);
 	/* Linux would kill somebody for memory here; the program hears of it as of a bad disk. */
-	if (r == ARENA_E_NO_MEMORY)
-		return refuse(&f, SIGBUS, BUS_ADRERR);
-	return r;
-}
-
-/* ---- populate ----------------------------------------------------------------------------------------------- */
-
-#define POPULATE_FAULTS 64
-#define POPULATE_LOOKS 65536 /* at entries that are there already */
-
-int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
-		uint64_t *next)
-{
-	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
-	unsigned faults = 0, looks;
-
-	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || (len && (!range_ok(addr, len) || end < addr)))
-		return ARENA_E_INVALID;
-	/* The walk ignores what an address has above its 48th bit. */
-	if (len && addr >= mm->header->window_base + mm->header->window_size)
-		return ARENA_E_NOT_MAPPED;
-	for (looks = 0; addr < end && faults < POPULATE_FAULTS && looks < POPULATE_LOOKS; looks++) {
-		struct fault_refusal refusal = {0};
-		struct fault f = {
-			.mm = mm,
-			.addr = addr,
-			.access = write ? PROT_WRITE : PROT_READ,
-			.cpu = cpu,
-			.refusal = &refusal,
-		};
-		struct pte_ref ref;
-		int r;
-
-		if (!pgtable_lookup(mm, addr, &ref) || !entry_permits(*ref.entry, f.access)) {
-			r = fault_resolve(&f);
-			if (r)
-				return r;
-			if (refusal.signo)
-				return refusal.code == SEGV_MAPERR && refusal.signo == SIGSEGV
-					       ? ARENA_E_NOT_MAPPED
-					       : ARENA_E_FAULT;
-			faults++;
-			/* Skip what this fault filled ahead: the next look finds it present. */
-		}
-		if (!pgtable_lookup(mm, addr, &ref))
-			return ARENA_E_NO_MEMORY;
-		addr = ref.level ? (addr & ARENA_LEAF_MASK) + ARENA_LEAF_SIZE
-				 : addr + ARENA_PAGE_SIZE;
-	}
-	*next = MIN(addr, end);
+	if (r != ARENA_E_NO_MEMORY)
+		return r;
+	*refusal = (struct fault_refusal){.signo = SIGBUS, .code = BUS_ADRERR};
 	return 0;
 }

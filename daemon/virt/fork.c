@@ -15,12 +15,16 @@
  * all of a flush under one hold of its tlb lock, before it gets any right that was given after the
  * flush was posted (tlb_refill()); cow_fault() gives none before the acknowledgement.
  *
+ * A pinned frame is its pinner's alone (pin.c): the copy gets another with its bytes at once.
+ *
  * A crash: a child's record is made live last, so a half-made one is left over and freed; a half-made
  * snapshot is unmapped and made again. Entries that lost their right meanwhile get it back by a fault.
  *
  * rmap: frames of an mm and of all that came from it by fork have one anon_family and keep their linear
  * index, so that whoever maps a frame is found by looking there (rmap_walk()).
  */
+#include <string.h>
+
 #include "daemon/virt/internal.h"
 #include "daemon/virt/resume.h"
 
@@ -29,6 +33,50 @@ struct sharing {
 	uint64_t shift; /* of addresses, modulo 2^64 */
 	bool any;       /* an entry lost its right */
 };
+
+/* Frames of its own for the copy, with what the 2^order at pfn hold. ARENA_E_NO_MEMORY. */
+static int copy_frames(const struct sharing *s, uint64_t addr, pfn_t pfn, unsigned order)
+{
+	struct mm *mm = s->to->mm;
+	struct virt *v = mm->virt;
+	struct alloc_request rq = {
+		.domain = mm->domain,
+		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | (order ? ARENA_GFP_NOWARN : 0),
+		.order = order,
+		.hint = PFN_NONE,
+		.owner = PG_ANON,
+		.mapping = mm->anon_family,
+		.index = vma_anon_index(s->to, addr),
+	};
+	struct alloc_result got;
+	struct pte_ref to;
+	int r = pgtable_get(mm, addr, order ? 1 : 0, &to);
+
+	if (!r)
+		r = alloc_pages(v->phys, &rq, &got);
+	if (r)
+		return r;
+	memcpy(domain_address(mm->domain, got.pfn), domain_address(mm->domain, pfn),
+	       ARENA_PAGE_SIZE << order);
+	map_frame(s->to, &to, got.pfn, vma_entry(s->to, got.pfn, order, false, false, false));
+	return 0;
+}
+
+static int copy_pinned(const struct sharing *s, uint64_t addr, const struct pte_ref *ref)
+{
+	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry);
+	unsigned i, n = ref->level ? ARENA_LEAF_PAGES : 1;
+	int r = ref->level ? copy_frames(s, addr, pfn, ARENA_LEAF_ORDER) : ARENA_E_NO_MEMORY;
+
+	/* No block to be had: single frames. */
+	for (i = 0; r == ARENA_E_NO_MEMORY && i < n; i++) {
+		r = copy_frames(s, addr + i * ARENA_PAGE_SIZE, pfn + i, 0);
+		if (r)
+			return r;
+		r = i + 1 < n ? ARENA_E_NO_MEMORY : 0;
+	}
+	return r;
+}
 
 static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
@@ -41,6 +89,8 @@ static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *ar
 
 	if (!(pfn_to_page(v->phys, head)->flags & PG_ANON))
 		return 0;
+	if (pfn_to_page(v->phys, head)->flags & PG_PINNED)
+		return copy_pinned(s, addr + s->shift, ref);
 	r = pgtable_get(s->to->mm, addr + s->shift, ref->level, &to);
 	if (r)
 		return r;
@@ -89,11 +139,15 @@ static int fork_vma(struct mm *child, struct vma *v)
 		.object = v->object,
 	};
 	struct vma *copy;
-	int r;
+	int r = 0;
 
 	if (v->flags & (VM_DONTCOPY | VM_SPECIAL))
 		return 0;
-	r = vma_insert(child, &t);
+	/* The parent asks for it, and the child promises as much again. */
+	if (v->flags & VM_ACCOUNT)
+		r = vm_enough_memory(v->mm, (v->end - v->start) >> ARENA_PAGE_SHIFT);
+	if (!r)
+		r = vma_insert(child, &t);
 	if (r || v->flags & (VM_SHARED | VM_WIPEONFORK))
 		return r;
 	copy = vma_find(child, v->start);
@@ -119,11 +173,14 @@ int mm_copy_memory(struct mm *parent, struct mm *child)
 
 /* ---- snapshot -------------------------------------------------------------------------------- */
 
-/* Every page of [start, end) is mapped, and privately. */
+/* Every page of [start, end) is mapped, and privately; and as much again may be. */
 static int snapshot_check(const struct mm *mm, uint64_t start, uint64_t end)
 {
+	struct vm_usage usage;
 	const struct vma *v;
+	unsigned nr = 0;
 	uint64_t at;
+	int r;
 
 	for (at = start; at < end; at = v->end) {
 		v = vma_find(mm, at);
@@ -133,8 +190,13 @@ static int snapshot_check(const struct mm *mm, uint64_t start, uint64_t end)
 			return ARENA_E_INVALID;
 		if (v->flags & VM_SHARED)
 			return ARENA_E_UNSUPPORTED;
+		nr++;
 	}
-	return 0;
+	if (!map_count_ok(mm, nr))
+		return ARENA_E_NO_MEMORY;
+	mm_range_usage(mm, start, end, &usage);
+	r = mm_may_expand(mm, 0, PROT_WRITE, usage.data);
+	return r || !usage.accounted ? r : vm_enough_memory(mm, usage.accounted);
 }
 
 /* A free place at the same distance from a leaf's border, so that leaves stay leaves. */

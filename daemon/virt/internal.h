@@ -45,10 +45,16 @@
 #define VM_GROWSDOWN (1u << 8)
 #define VM_LOCKED (1u << 9)
 #define VM_LOCKONFAULT (1u << 10)
+#define VM_ACCOUNT (1u << 11) /* its pages are in virt.committed */
 #define VM_DONTCOPY (1u << 12)
 #define VM_WIPEONFORK (1u << 13)
+#define VM_DONTDUMP (1u << 14)
+#define VM_MERGEABLE (1u << 15)
+#define VM_PFNMAP (1u << 16) /* frames by number: no struct page of them is looked at */
+#define VM_IO (1u << 17)
+#define VM_MIXEDMAP (1u << 18)
 #define VM_LOCKED_MASK (VM_LOCKED | VM_LOCKONFAULT)
-#define VM_SPECIAL VM_DIRECT
+#define VM_SPECIAL (VM_DIRECT | VM_PFNMAP | VM_IO | VM_MIXEDMAP)
 
 struct vma {
 	RB_ENTRY(vma) node;
@@ -181,7 +187,11 @@ struct mm {
 	struct handle *handles;
 	uint32_t nr_handles;
 
-	uint64_t rss_anon, rss_shmem, leaves, direct_pages, total_vm, faults;
+	uint64_t rss_anon, rss_shmem, leaves, direct_pages, faults;
+	uint64_t total_vm, hiwater_vm, data_vm, exec_vm, stack_vm, locked_vm; /* account.c */
+	uint64_t pinned_vm;                                                   /* pin.c */
+	uint32_t nr_pin_records;  /* records below this may be in use */
+	uint32_t reserved_tables; /* table_alloc() will not fail so often */
 };
 LIST_HEAD(mm_list, mm);
 
@@ -208,6 +218,7 @@ struct object {
 	struct domain *domain;
 	uint64_t size; /* bytes */
 	uint64_t nr_pages;
+	uint64_t accounted; /* pages of it in virt.committed */
 	unsigned nr_handles, nr_vmas;
 	struct vma_list vmas;
 	struct chunk *chunks;
@@ -234,6 +245,8 @@ struct virt {
 	unsigned next_kept;
 	uint64_t limbo_pages;
 	uint32_t nr_pending; /* mms with something in limbo or waiters */
+	uint64_t committed;  /* pages of VM_ACCOUNT VMAs and of accounted objects: Committed_AS */
+	vm_limit_fn limit;
 };
 
 /* ---- mm.c ---- */
@@ -264,13 +277,16 @@ bool pgtable_lookup(const struct mm *mm, uint64_t addr, struct pte_ref *ref);
 /* The entry of addr at `level` (0 or 1), tables made as needed. At level 0 a leaf must not be in the way
  * (BUG_ON). At level 1 the entry may be a table. ARENA_E_NO_MEMORY. */
 int pgtable_get(struct mm *mm, uint64_t addr, unsigned level, struct pte_ref *ref);
+/* From an entry to the one that points to its table. */
+void pgtable_parent(const struct mm *mm, struct pte_ref *ref);
 /* Store an entry where none was, replace one, take one away. Taking the last entry of a table
  * takes the table out too (to limbo). */
 void pte_install(struct mm *mm, const struct pte_ref *ref, uint64_t value);
 void pte_switch(struct mm *mm, const struct pte_ref *ref, uint64_t value);
 void pte_clear(struct mm *mm, const struct pte_ref *ref);
-/* From an entry to the one that points to its table. */
-void pgtable_parent(const struct mm *mm, struct pte_ref *ref);
+/* The next n tables that are needed will be there. ARENA_E_NO_MEMORY. */
+int pgtable_reserve(struct mm *mm, uint32_t n);
+void pgtable_unreserve(struct mm *mm);
 void pgtable_release(struct mm *mm, uint32_t table); /* out of limbo: free for use */
 /* Replace a leaf by a table of 512 entries of the same frames. ARENA_E_NO_MEMORY. */
 int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr);
@@ -300,6 +316,8 @@ int vma_split(struct vma *v, uint64_t addr);
 void vma_set_access(struct vma *v, uint32_t flags, uint32_t prot);
 /* Join v with its neighbours where they are alike; returns the VMA that holds v's range. */
 struct vma *vma_merge(struct vma *v);
+/* Begin at `start`, below where it begins; nothing is there. */
+int vma_grow_down(struct vma *v, uint64_t start);
 void vma_remove(struct vma *v); /* its entries are gone already */
 /* Cut so that [start, end) begins and ends at VMA borders. */
 int vma_isolate(struct mm *mm, uint64_t start, uint64_t end);
@@ -331,14 +349,31 @@ uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_re
 void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
 /* Take the entry away: its reference goes to limbo (or is dropped at once if the mm is dying). The
  * caller posts the flush. */
-void unmap_entry(struct mm *mm, struct pte_ref *ref);
+void unmap_entry(const struct vma *vma, struct pte_ref *ref);
 /* Replace an entry by one of another frame, whose reference it takes over, in one store; the old
  * frame's goes to limbo. The caller reserved room there and posts the flush. */
-void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+/*
+ * A leaf in place of a table of entries: those are marked as in limbo, then the leaf is stored, then
+ * each of them is dropped. Room in limbo was reserved; the caller posts the flush.
+ */
+void entry_mark_limbo(struct mm *mm, uint64_t entry);
+void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry);
+void drop_replaced_entry(const struct vma *vma, uint64_t entry);
 /* Split the leaf that addr cuts, if one does. */
 int split_leaf_at(struct mm *mm, uint64_t addr);
 /* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- fault.c ---- */
+
+bool entry_permits(uint64_t entry, uint32_t access);
+/* As vm_fault(), but memory that is short is ARENA_E_NO_MEMORY. addr is page aligned. */
+int fault_handle(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
+		 struct fault_refusal *refusal);
+/* What a private mapping has at addr, if it has something, is to be nobody else's. *done: it was not, and is
+ * now. ARENA_E_AGAIN as of cow_fault(). */
+int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done);
 
 /* ---- cow.c ---- */
 
@@ -395,6 +430,12 @@ int object_resize(struct object *o, uint64_t size, const struct mm *caller,
 int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, struct object **out);
 void object_forget(struct object *o);
 uint32_t object_checksum(const struct object_record *r);
+/* Free the pages of [from, to), whole ones; private copies of them stay. */
+int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *caller,
+		 struct flush_wait *wait);
+/* Shared anonymous memory is promised as a whole, unless it was made with MAP_NORESERVE. */
+#define OBJECT_NORESERVE (1u << 31) /* in mode */
+void object_account(struct object *o);
 bool object_leaf_fits(const struct object *o, uint64_t chunk_index);
 
 /* ---- segment.c ---- */
@@ -403,9 +444,94 @@ void mm_close_handles(struct mm *mm);
 int handle_copy_all(struct mm *to, const struct mm *from); /* the slots are there */
 void object_place(struct object *o, uint64_t len); /* give it a common address if it has none */
 
+/* ---- account.c ---- */
+
+/* Count v's pages in (sign 1) or out (-1) of its mm's statistics and of what is committed. */
+void vma_count(const struct vma *v, int sign);
+uint64_t limit_of_process(pid_t pid, enum vm_limit which);
+/* May so many pages of such a mapping come on top? ARENA_E_NO_MEMORY (RLIMIT_DATA). */
+int mm_may_expand(const struct mm *mm, uint32_t flags, uint32_t prot, uint64_t pages);
+/* May so many pages be promised? ARENA_E_NO_MEMORY as overcommit_memory says. */
+int vm_enough_memory(const struct mm *mm, uint64_t pages);
+/* Flags of a mapping that is made now, with VM_ACCOUNT and VM_NORESERVE as they are due. */
+uint32_t vm_account_flags(const struct virt *v, uint32_t flags, uint32_t prot);
+bool map_count_ok(const struct mm *mm, unsigned more);
+struct vm_usage {
+	uint64_t pages, data, accounted, locked;
+};
+/* What a range of the address space has of each. */
+void mm_range_usage(const struct mm *mm, uint64_t start, uint64_t end, struct vm_usage *out);
+static inline uint64_t mm_limit(const struct mm *mm, enum vm_limit which)
+{
+	return mm->virt->limit((pid_t)mm->record->pid, which);
+}
+
+/* vma_isolate() for calls that max_map_count bounds. */
+int vma_isolate_counted(struct mm *mm, uint64_t start, uint64_t end);
+
+/* ---- mmap.c ---- */
+
+/* [addr, addr + len) rounded up to pages, inside the window and outside the direct map. */
+int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_t *end);
+int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end);
+int unmap_range(struct mm *mm, uint64_t start, uint64_t end);
+
+/* ---- mlock.c ---- */
+
+/* mlock_future_check: may so many more pages be locked? ARENA_E_AGAIN, ARENA_E_PERMISSION. */
+int mm_may_lock(const struct mm *mm, uint32_t flags, uint64_t pages);
+bool mm_can_lock(const struct mm *mm);
+/* n entries of locked VMAs more, or less, point to the block. */
+void page_mlock(struct virt *v, pfn_t head, uint32_t n);
+void page_munlock(struct virt *v, pfn_t head, uint32_t n);
+void mm_recover_mlock(struct mm *mm); /* after a crash: the index from the VMAs */
+
+/* ---- stack.c ---- */
+
+/* The VMA of addr, a stack grown down to it if there is one below which it lies; NULL. */
+struct vma *find_extend_vma(struct mm *mm, uint64_t addr);
+/* Where nothing else may begin above, because a stack's guard gap is there. */
+uint64_t vma_start_gap(const struct vma *v);
+
+/* ---- collapse.c ---- */
+
+/* MADV_COLLAPSE of part of v. *again: rights were taken; flush, and call once more. */
+int collapse_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bool *again);
+
+/* ---- pin.c ---- */
+static inline uint32_t page_pins(const struct page *page)
+{
+	return page->flags & PG_PINNED ? page->pin_count : 0;
+}
+/* The frame of addr if it is there (and writable): head and number. NULL: absent, or no page of ours
+ * to hold (vm_normal_page). */
+struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn);
+/* The head behind an entry, NULL for what is mapped by number (VM_PFNMAP): nobody may count,
+ * move or free such a frame through this mapping. */
+struct page *vm_normal_page(const struct vma *v, uint64_t entry);
+void mm_unpin_all(struct mm *mm);
+void mm_recover_pin_counts(struct mm *mm); /* when the frames' references are right again */
+/* Each pinned page's head, once a pin. */
+void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg);
+/* After a crash: the first n records made whole, counts; the references are the caller's to count. How many were
+ * not as they should be. */
+unsigned mm_recover_pins(struct mm *mm, uint32_t n);
+
 /* ---- pages.c ---- */
 bool direct_contains(const struct mm *mm, uint64_t start, uint64_t end);
 
+static inline bool range_ok(uint64_t addr, uint64_t len)
+{
+	return len && addr + len > addr;
+}
+
+static inline bool window_contains(const struct mm *mm, uint64_t start, uint64_t end)
+{
+	return start >= mm->header->window_base && end > start &&
+	       end <= mm->header->window_base + mm->header->window_size;
+}
+
+/* Page of its object, or of the window at the time it was first mapped: mremap keeps it. */
 static inline uint64_t vma_pgoff(const struct vma *vma, uint64_t addr)
 {
 	return vma->pgoff + ((addr - vma->start) >> ARENA_PAGE_SHIFT);
@@ -419,17 +545,6 @@ static inline uint32_t vma_anon_index(const struct vma *vma, uint64_t addr)
 	if (!vma->object)
 		pgoff -= vma->mm->header->window_base >> ARENA_PAGE_SHIFT;
 	return (uint32_t)pgoff;
-}
-
-static inline bool range_ok(uint64_t addr, uint64_t len)
-{
-	return len && addr + len > addr;
-}
-
-static inline bool window_contains(const struct mm *mm, uint64_t start, uint64_t end)
-{
-	return start >= mm->header->window_base && end > start &&
-	       end <= mm->header->window_base + mm->header->window_size;
 }
 
 static inline bool vma_alike(const struct vma *a, const struct vma *b)

@@ -26,6 +26,7 @@ int virt_create(struct phys *p, struct virt **out)
 		return ARENA_E_NO_MEMORY;
 	v->phys = p;
 	v->state = phys_state(p);
+	v->limit = limit_of_process;
 	LIST_INIT(&v->mms);
 	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
@@ -380,8 +381,6 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	}
 	if (!r)
 		r = record_write(mm, p);
-	if (!r) {
-	}
 	if (r) {
 		mm_destroy(mm);
 		return r;
@@ -392,10 +391,14 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 
 /* ---- the end ------------------------------------------------------------------------------------------- */
 
-static int drop_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
-		    void *arg __unused_)
+/* arg: the VMA of the entry before. */
+static int drop_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
-	unmap_entry(mm, ref);
+	const struct vma **vma = arg;
+
+	if (!*vma || addr >= (*vma)->end)
+		*vma = vma_find(mm, addr);
+	unmap_entry(*vma, ref);
 	return 0;
 }
 
@@ -411,6 +414,7 @@ static void keep_counts(struct mm *mm)
 
 struct mm *mm_destroy(struct mm *mm)
 {
+	const struct vma *vma = NULL;
 	struct virt *v;
 
 	if (!mm)
@@ -422,7 +426,9 @@ struct mm *mm_destroy(struct mm *mm)
 	flush_drop_all(mm);
 	cow_forget(mm, 0, UINT64_MAX);
 	if (mm->tables)
-		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, NULL);
+		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, &vma);
+	if (mm->base)
+		mm_unpin_all(mm);
 	vma_free_all(mm);
 	mm_close_handles(mm);
 	if (mm->record)

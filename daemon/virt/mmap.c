@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mmap.c - mmap, munmap, mprotect, madvise: arguments checked as Linux checks them, VMAs cut and
- * joined, entries changed, the client's TLB told.
+ * mmap.c - mmap, munmap, mprotect: arguments checked as Linux checks them, VMAs cut and joined,
+ * entries changed, the client's TLB told.
  *
  * Order, so that a crash leaves something whole: entries go before the VMA that permits them; a VMA
  * comes before its entries. A call cut short by a crash is served again by the next worker and finds
@@ -13,10 +13,9 @@
 #define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
 /* <linux/mman.h>: the page may hold atomic operations; means nothing on x86. */
 #define PROT_SEM 0x8
-#define MAP_FLAGS_UNSUPPORTED (MAP_GROWSDOWN | MAP_LOCKED | MAP_HUGETLB | MAP_32BIT)
+#define MAP_FLAGS_UNSUPPORTED (MAP_HUGETLB | MAP_32BIT)
 
-/* [addr, addr + len) rounded up to pages, inside the window and outside the direct map. */
-static int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_t *end)
+int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_t *end)
 {
 	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || !range_ok(addr, len))
 		return ARENA_E_INVALID;
@@ -28,7 +27,7 @@ static int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_
 
 /* ---- munmap ------------------------------------------------------------------------------------------ */
 
-static int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end)
+int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end)
 {
 	bool any;
 	int r = zap_range(mm, start, end, &any);
@@ -38,16 +37,20 @@ static int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end)
 	return r;
 }
 
-static int unmap_range(struct mm *mm, uint64_t start, uint64_t end)
+int unmap_range(struct mm *mm, uint64_t start, uint64_t end)
 {
 	struct vma *v = vma_find(mm, start), *next;
 	int r;
 
 	if (!v || v->start >= end)
 		return 0;
+	/* A hole in the middle makes one more of it. */
+	if (v->start < start && v->end > end && !map_count_ok(mm, 1))
+		return ARENA_E_NO_MEMORY;
 	r = vma_isolate(mm, start, end);
-	if (!r)
-		r = zap_and_flush(mm, start, end);
+	if (r)
+		return r;
+	r = zap_and_flush(mm, start, end);
 	if (r)
 		return r;
 	for (v = vma_find(mm, start); v && v->start < end; v = next) {
@@ -78,7 +81,10 @@ static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len
 
 	t->prot = a->prot & PROT_ALL;
 	t->flags = VM_MAYWRITE | (shared ? VM_SHARED : 0) |
-		   (a->flags & MAP_NORESERVE ? VM_NORESERVE : 0);
+		   (a->flags & MAP_NORESERVE ? VM_NORESERVE : 0) |
+		   (a->flags & MAP_GROWSDOWN ? VM_GROWSDOWN : 0) |
+		   (a->flags & MAP_LOCKED ? VM_LOCKED : 0) | (uint32_t)mm->header->def_flags;
+	t->flags = vm_account_flags(mm->virt, t->flags, t->prot);
 	if (a->segment) {
 		h = mm_handle(mm, a->segment);
 		if (!h)
@@ -100,9 +106,14 @@ static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len
 static int mmap_object(struct mm *mm, struct vma_template *t)
 {
 	struct credentials cred = {.uid = mm->record->uid, .gid = mm->record->gid};
-	int r = object_create(mm->virt, OBJECT_ANON, mm->domain, NULL, &cred, 0600, &t->object);
+	uint32_t mode = 0600 | (t->flags & VM_NORESERVE ? OBJECT_NORESERVE : 0);
+	int r = object_create(mm->virt, OBJECT_ANON, mm->domain, NULL, &cred, mode, &t->object);
 
-	return r ? r : object_resize(t->object, t->end - t->start, mm, NULL);
+	if (!r)
+		r = object_resize(t->object, t->end - t->start, mm, NULL);
+	if (!r)
+		object_account(t->object);
+	return r;
 }
 
 /* Did a worker before us map what is asked for? At a fixed place that is not to be told from what
@@ -123,6 +134,32 @@ static bool mmap_resume(struct mm *mm, const struct vm_mmap_args *a, uint64_t le
 	}
 	*out = arg[1];
 	return true;
+}
+
+/* What is mapped already where a MAP_FIXED goes makes room first. */
+static int mmap_permitted(struct mm *mm, const struct vm_mmap_args *a, const struct vma_template *t,
+			  uint64_t len)
+{
+	uint64_t pages = len >> ARENA_PAGE_SHIFT;
+	struct vm_usage old = {0};
+	int r;
+
+	if (mm->nr_vmas > state_tunable(mm->virt->state, TUNABLE_MAX_MAP_COUNT))
+		return ARENA_E_NO_MEMORY;
+	if ((a->flags & MAP_LOCKED) && !mm_can_lock(mm))
+		return ARENA_E_PERMISSION;
+	r = mm_may_lock(mm, t->flags, pages);
+	if (r)
+		return r;
+	if (a->flags & MAP_FIXED)
+		mm_range_usage(mm, t->start, t->start + len, &old);
+	if (pages > old.data)
+		r = mm_may_expand(mm, t->flags, t->prot, pages - old.data);
+	if (!r && (t->flags & VM_ACCOUNT) && pages > old.accounted)
+		r = vm_enough_memory(mm, pages - old.accounted);
+	if (!r && !a->segment && (t->flags & VM_SHARED) && !(t->flags & VM_NORESERVE))
+		r = vm_enough_memory(mm, pages);
+	return r;
 }
 
 static int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
@@ -159,9 +196,7 @@ static int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
 
 static int mmap_check(const struct vm_mmap_args *a, uint64_t *len)
 {
-	uint32_t type = a->flags & MAP_TYPE;
-
-	if (!a->len || (type != MAP_SHARED && type != MAP_PRIVATE))
+	if (!a->len)
 		return ARENA_E_INVALID;
 	if (a->flags & MAP_FLAGS_UNSUPPORTED)
 		return ARENA_E_UNSUPPORTED;
@@ -173,6 +208,14 @@ static int mmap_check(const struct vm_mmap_args *a, uint64_t *len)
 	if (!*len || *len > ARENA_WINDOW_SIZE_DEFAULT * 4)
 		return ARENA_E_NO_MEMORY;
 	return (uint64_t)a->offset + *len > INT64_MAX ? ARENA_E_OVERFLOW_ : 0;
+}
+
+/* As in Linux the place is looked at first: a place that is taken is told before this. */
+static bool type_ok(uint32_t flags)
+{
+	uint32_t type = flags & MAP_TYPE;
+
+	return type == MAP_PRIVATE || (type == MAP_SHARED && !(flags & MAP_GROWSDOWN));
 }
 
 int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
@@ -187,9 +230,15 @@ int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
 		return r;
 	if (mmap_resume(mm, a, len, out))
 		return 0;
+	if (!type_ok(a->flags)) {
+		r = mmap_place(mm, a, len, &t);
+		return r ? r : ARENA_E_INVALID;
+	}
 	r = mmap_source(mm, a, len, &t);
 	if (!r)
 		r = mmap_place(mm, a, len, &t);
+	if (!r)
+		r = mmap_permitted(mm, a, &t, len);
 	if (r)
 		return r;
 	t.end = t.start + len;
@@ -235,8 +284,23 @@ static int protect_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	return 0;
 }
 
+/* What becomes writable is promised from here on. */
+static int protect_account(const struct vma *v, uint32_t prot, uint64_t pages, uint32_t *flags)
+{
+	int r;
+
+	*flags = v->flags;
+	if (!(prot & PROT_WRITE) || (v->prot & PROT_WRITE) || (v->flags & VM_SHARED))
+		return 0;
+	r = mm_may_expand(v->mm, v->flags, prot, pages);
+	if (r || (v->flags & (VM_ACCOUNT | VM_NORESERVE)))
+		return r;
+	*flags |= VM_ACCOUNT;
+	return vm_enough_memory(v->mm, pages);
+}
+
 /* v lies wholly inside the range to change. */
-static int protect_vma(struct vma *v, uint32_t prot)
+static int protect_vma(struct vma *v, uint32_t flags, uint32_t prot)
 {
 	struct mm *mm = v->mm;
 	struct protect p = {.vma = v};
@@ -248,7 +312,7 @@ static int protect_vma(struct vma *v, uint32_t prot)
 		r = split_leaf_at(mm, end);
 	if (r)
 		return r;
-	vma_set_access(v, v->flags, prot);
+	vma_set_access(v, flags, prot);
 	pgtable_walk(mm, start, end, protect_one, &p);
 	if (p.any)
 		flush_post(mm,
@@ -259,124 +323,73 @@ static int protect_vma(struct vma *v, uint32_t prot)
 	return 0;
 }
 
+/* PROT_GROWSDOWN: from the beginning of the stack that addr is in. */
+static int protect_from(const struct mm *mm, uint32_t prot, uint64_t end, uint64_t *addr)
+{
+	const struct vma *v = vma_find(mm, *addr);
+
+	if (!v || (!(prot & PROT_GROWSDOWN) && v->start > *addr))
+		return ARENA_E_NOT_MAPPED;
+	if (prot & PROT_GROWSUP)
+		return ARENA_E_INVALID;
+	if (!(prot & PROT_GROWSDOWN))
+		return 0;
+	if (v->start >= end)
+		return ARENA_E_NOT_MAPPED;
+	*addr = v->start;
+	return v->flags & VM_GROWSDOWN ? 0 : ARENA_E_INVALID;
+}
+
+static int protect_range(struct mm *mm, uint64_t at, uint64_t end, uint32_t prot)
+{
+	while (at < end) {
+		struct vma *v = vma_find(mm, at);
+		uint32_t flags;
+		uint64_t stop;
+		int r;
+
+		if (!v || v->start > at)
+			return ARENA_E_NOT_MAPPED;
+		stop = MIN(end, v->end);
+		if ((prot & PROT_WRITE) && !(v->flags & VM_MAYWRITE))
+			return ARENA_E_ACCESS;
+		if (v->prot == prot) {
+			at = stop;
+			continue;
+		}
+		r = protect_account(v, prot, (stop - at) >> ARENA_PAGE_SHIFT, &flags);
+		if (!r)
+			r = vma_isolate_counted(mm, at, stop);
+		if (r)
+			return r;
+		v = vma_find(mm, at);
+		r = protect_vma(v, flags, prot);
+		if (r)
+			return r;
+		vma_merge(v);
+		at = stop;
+	}
+	return 0;
+}
+
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot)
 {
-	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), at = addr;
-	struct vma *v;
+	const uint32_t grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP);
+	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
 	int r;
 
 	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE))
+	if (grows == (PROT_GROWSDOWN | PROT_GROWSUP) || !IS_ALIGNED(addr, ARENA_PAGE_SIZE))
 		return ARENA_E_INVALID;
 	if (!len)
 		return 0;
 	if (!range_ok(addr, len) || end <= addr)
 		return ARENA_E_NOT_MAPPED;
-	if (prot & ~(uint32_t)(PROT_ALL | PROT_SEM))
+	if ((prot & ~grows) & ~(uint32_t)(PROT_ALL | PROT_SEM))
 		return ARENA_E_INVALID;
 	/* Not the program's to change: such a range is refused whole, as munmap does. */
 	if (direct_contains(mm, addr, end))
 		return ARENA_E_INVALID;
-	prot &= PROT_ALL;
-	while (at < end) {
-		v = vma_find(mm, at);
-		if (!v || v->start > at)
-			return ARENA_E_NOT_MAPPED;
-		if ((prot & PROT_WRITE) && !(v->flags & VM_MAYWRITE))
-			return ARENA_E_ACCESS;
-		if (v->prot == prot) {
-			at = v->end;
-			continue;
-		}
-		r = vma_isolate(mm, at, MIN(end, v->end));
-		if (r)
-			return r;
-		v = vma_find(mm, at);
-		at = v->end;
-		r = protect_vma(v, prot);
-		if (r)
-			return r;
-		vma_merge(v);
-	}
-	return 0;
-}
-
-/* ---- madvise -------------------------------------------------------------------------------------------- */
-
-struct advice {
-	int advice;
-	uint32_t set, clear;
-};
-
-static const struct advice flag_advice[] = {
-	{MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ},  {MADV_RANDOM, VM_RAND_READ, VM_SEQ_READ},
-	{MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ},  {MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE},
-	{MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE},
-};
-
-static const struct advice *find_advice(int advice)
-{
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(flag_advice); i++)
-		if (flag_advice[i].advice == advice)
-			return &flag_advice[i];
-	return NULL;
-}
-
-static int advise_range(struct mm *mm, struct vma *v, uint64_t start, uint64_t end, int advice)
-{
-	const struct advice *a = find_advice(advice);
-	uint32_t flags;
-	int r;
-
-	if (advice == MADV_DONTNEED)
-		return zap_and_flush(mm, start, end);
-	if (!a)
-		return 0;
-	flags = (v->flags | a->set) & ~a->clear;
-	if (flags == v->flags)
-		return 0;
-	r = vma_isolate(mm, start, end);
-	if (r)
-		return r;
-	v = vma_find(mm, start);
-	vma_set_access(v, flags, v->prot);
-	vma_merge(v);
-	return 0;
-}
-
-int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu)
-{
-	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), at = addr;
-	bool hole = false;
-	int r;
-
-	CONTROL_THREAD();
-	(void)cpu;
-	if (advice != MADV_DONTNEED && advice != MADV_WILLNEED && !find_advice(advice))
-		return ARENA_E_INVALID;
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || addr + len < addr || end < addr)
-		return ARENA_E_INVALID;
-	if (addr < end && direct_contains(mm, addr, end))
-		return ARENA_E_INVALID;
-	while (at < end) {
-		struct vma *v = vma_find(mm, at);
-		uint64_t stop;
-
-		if (!v || v->start >= end) {
-			hole = true;
-			break;
-		}
-		if (v->start > at) {
-			hole = true;
-			at = v->start;
-		}
-		stop = MIN(end, v->end);
-		r = advise_range(mm, v, at, stop, advice);
-		if (r)
-			return r;
-		at = stop;
-	}
-	return hole ? ARENA_E_NOT_MAPPED : 0;
+	r = protect_from(mm, prot, end, &addr);
+	return r ? r : protect_range(mm, addr, end, prot & PROT_ALL);
 }

@@ -267,6 +267,14 @@ bool object_leaf_fits(const struct object *o, uint64_t chunk_index)
 	return (chunk_index + 1) * ARENA_LEAF_SIZE <= ALIGN_UP(o->size, ARENA_PAGE_SIZE);
 }
 
+void object_account(struct object *o)
+{
+	if (o->kind != OBJECT_ANON || (o->record->mode & OBJECT_NORESERVE))
+		return;
+	o->accounted = ALIGN_UP(o->size, ARENA_PAGE_SIZE) >> ARENA_PAGE_SHIFT;
+	o->virt->committed += o->accounted;
+}
+
 /* ---- end and size -------------------------------------------------------------------------------------- */
 
 void object_release(struct object *o)
@@ -276,6 +284,7 @@ void object_release(struct object *o)
 	if (o->kind != OBJECT_SEGMENT)
 		truth_store(&o->record->unlinked, 1u);
 	drop_frames_from(o, 0);
+	o->virt->committed -= o->accounted;
 	ASSERT(!o->nr_pages && !o->chunks);
 	truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
 	LIST_REMOVE(o, link);
@@ -320,6 +329,98 @@ static void wait_for_mappers(struct object *o, const struct mm *caller, struct f
 	LIST_FOREACH(vma, &o->vmas, in_object)
 		if (vma->mm != caller && vma->mm->acked < vma->mm->recovered)
 			flush_wait_add(wait, vma->mm);
+}
+
+/* ---- holes ----------------------------------------------------------------------------------------- */
+
+struct punch {
+	const struct vma *vma;
+	bool any;
+};
+
+static int punch_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+{
+	const struct virt *v = mm->virt;
+	struct punch *p = arg;
+	int r;
+
+	if (!(pfn_to_page(v->phys, frame_head(v, (pfn_t)arena_pte_pfn(*ref->entry)))->flags &
+	      PG_OBJECT))
+		return 0; /* a private copy */
+	r = limbo_reserve(mm, 1 + ARENA_TABLE_LEVELS);
+	if (r)
+		return r;
+	p->any = true;
+	unmap_entry(p->vma, ref);
+	return 0;
+}
+
+static int punch_vma(struct vma *v, uint64_t first, uint64_t last, const struct mm *caller,
+		     struct flush_wait *wait)
+{
+	uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT, start, end;
+	struct punch p = {.vma = v};
+	int r;
+
+	if (v->pgoff >= last || v->pgoff + pages <= first)
+		return 0;
+	start = v->start + ((MAX(first, v->pgoff) - v->pgoff) << ARENA_PAGE_SHIFT);
+	end = v->start + ((MIN(last, v->pgoff + pages) - v->pgoff) << ARENA_PAGE_SHIFT);
+	r = split_leaf_at(v->mm, start);
+	if (!r)
+		r = split_leaf_at(v->mm, end);
+	if (!r)
+		r = pgtable_walk(v->mm, start, end, punch_one, &p);
+	if (p.any)
+		flush_post(v->mm, ARENA_FLUSH_UNMAP, start, end);
+	if (p.any && wait && v->mm != caller)
+		flush_wait_add(wait, v->mm);
+	return r;
+}
+
+static void punch_chunk(struct object *o, struct chunk *c, uint64_t first, uint64_t last)
+{
+	uint64_t base = c->index * CHUNK_PAGES;
+	uint64_t from = MAX(first, base) - base, to = MIN(last, base + CHUNK_PAGES) - base, i;
+
+	if (to - from == CHUNK_PAGES) {
+		chunk_truncate(o, c, 0);
+		return;
+	}
+	if (c->leaf != PFN_NONE) {
+		memset(domain_address(o->domain, c->leaf + (pfn_t)from), 0,
+		       (to - from) << ARENA_PAGE_SHIFT);
+		return;
+	}
+	for (i = from; i < to; i++) {
+		if (c->pages[i] == PFN_NONE)
+			continue;
+		drop_frame(o, c->pages[i], 1);
+		c->pages[i] = PFN_NONE;
+		c->nr--;
+	}
+	if (!c->nr)
+		chunk_free(o, c);
+}
+
+int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *caller,
+		 struct flush_wait *wait)
+{
+	uint64_t first = from >> ARENA_PAGE_SHIFT, last = to >> ARENA_PAGE_SHIFT;
+	struct chunk *c, *next;
+	struct vma *v;
+
+	LIST_FOREACH(v, &o->vmas, in_object) {
+		int r = punch_vma(v, first, last, caller, wait);
+
+		if (r)
+			return r;
+	}
+	HASH_ITER(hh, o->chunks, c, next) {
+		if (c->index * CHUNK_PAGES < last && (c->index + 1) * CHUNK_PAGES > first)
+			punch_chunk(o, c, first, last);
+	}
+	return 0;
 }
 
 int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait)
@@ -378,6 +479,7 @@ int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, st
 	}
 	LIST_INSERT_HEAD(&v->objects, o, link);
 	domain_get(d);
+	object_account(o);
 	*out = o;
 	return 0;
 }
@@ -390,6 +492,7 @@ void object_forget(struct object *o)
 		chunk_free(o, c);
 	if (o->kind == OBJECT_SEGMENT && !o->record->unlinked)
 		HASH_DELETE(by_name, o->virt->names, o);
+	o->virt->committed -= o->accounted;
 	LIST_REMOVE(o, link);
 	domain_put(o->domain);
 	free(o);

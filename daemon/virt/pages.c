@@ -29,7 +29,7 @@ static int direct_vma(struct mm *mm)
 		.start = base,
 		.end = base + (mm->header->arena_frames << ARENA_PAGE_SHIFT),
 		.pgoff = base >> ARENA_PAGE_SHIFT,
-		.flags = VM_DIRECT,
+		.flags = VM_DIRECT | VM_PFNMAP | VM_IO | VM_DONTDUMP,
 		.prot = PROT_READ | PROT_WRITE,
 	};
 	struct vma *v;
@@ -41,13 +41,13 @@ static int direct_vma(struct mm *mm)
 }
 
 /* Take back the entries of [addr, ...) that were installed before one failed. */
-static void undo_entries(struct mm *mm, uint64_t addr, unsigned n, uint64_t step)
+static void undo_entries(const struct vma *vma, uint64_t addr, unsigned n, uint64_t step)
 {
 	struct pte_ref ref;
 
 	while (n--) {
-		if (pgtable_lookup(mm, addr, &ref) && *ref.entry)
-			unmap_entry(mm, &ref);
+		if (pgtable_lookup(vma->mm, addr, &ref) && *ref.entry)
+			unmap_entry(vma, &ref);
 		addr += step;
 	}
 }
@@ -72,7 +72,7 @@ static int map_block(struct mm *mm, uint64_t addr, pfn_t pfn, unsigned order, bo
 		map_frame(vma, &ref, frame, vma_entry(vma, frame, leaf, hole, false, false));
 	}
 	if (r && i) {
-		undo_entries(mm, addr, i, step);
+		undo_entries(vma, addr, i, step);
 		flush_post(mm, ARENA_FLUSH_UNMAP, addr, addr + i * step);
 	}
 	return r;

@@ -52,7 +52,9 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 	uint32_t table;
 	int r;
 
-	if (faultpoint("virt.table"))
+	if (mm->reserved_tables)
+		mm->reserved_tables--;
+	else if (faultpoint("virt.table"))
 		return ARENA_E_NO_MEMORY;
 	if (mm->nr_free_tables) {
 		table = mm->free_tables[--mm->nr_free_tables];
@@ -70,6 +72,31 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 	phys_node_stat_add(phys_node(mm->virt->phys, 0), NR_PAGETABLE, 1);
 	*out = table;
 	return 0;
+}
+
+int pgtable_reserve(struct mm *mm, uint32_t n)
+{
+	uint32_t top = mm->header->nr_tables;
+
+	if (faultpoint("virt.table"))
+		return ARENA_E_NO_MEMORY;
+	if (n > mm->nr_free_tables) {
+		uint32_t fresh = n - mm->nr_free_tables;
+		int r;
+
+		if (fresh > ARENA_MM_MAX_TABLES - top)
+			return ARENA_E_NO_MEMORY;
+		r = pgtable_reserve_index(mm, top + fresh - 1);
+		if (r)
+			return r;
+	}
+	mm->reserved_tables = n;
+	return 0;
+}
+
+void pgtable_unreserve(struct mm *mm)
+{
+	mm->reserved_tables = 0;
 }
 
 void pgtable_release(struct mm *mm, uint32_t table)
@@ -213,6 +240,7 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	struct virt *v = mm->virt;
 	pfn_t first = (pfn_t)arena_pte_pfn(old), head = frame_head(v, first);
 	struct page *page = pfn_to_page(v->phys, head);
+	const struct vma *vma = vma_find(mm, addr);
 	uint32_t table;
 	unsigned i;
 	int r = table_link(mm, ref, &table);
@@ -236,13 +264,18 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 	    page->refcount == 1) {
 		/* Ours alone: the block becomes single frames, each with its own entry. */
 		split_page(v->phys, head);
+		for (i = 1; page->flags & PG_MLOCKED && i < ARENA_PTRS_PER_TABLE; i++)
+			page[i].mlock_count = 1;
 		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
 	} else {
-		/* The block stays whole; its head is now referenced by 512 entries instead of one. */
+		/* An object's, shared or pinned: the block stays whole; its head is now referenced by 512
+		 * entries instead of one. */
 		for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {
 			get_page(v->phys, head);
 			page->mapcount++;
 		}
+		if (vma->flags & VM_LOCKED)
+			page_mlock(v, head, ARENA_PTRS_PER_TABLE - 1);
 	}
 	ref_at(mm, table, addr, 0, ref);
 	return 0;

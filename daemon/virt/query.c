@@ -126,6 +126,14 @@ void mm_get_stats(const struct mm *mm, struct mm_stats *out)
 
 	*out = (struct mm_stats){
 		.total_vm = mm->total_vm,
+		.hiwater_vm = mm->hiwater_vm,
+		.data_vm = mm->data_vm,
+		.exec_vm = mm->exec_vm,
+		.stack_vm = mm->stack_vm,
+		.locked_vm = mm->locked_vm,
+		.pinned_vm = mm->pinned_vm,
+		.start_brk = mm->header->start_brk,
+		.brk = mm->header->brk,
 		.rss_anon = mm->rss_anon,
 		.rss_shmem = mm->rss_shmem,
 		.leaves = mm->leaves,
@@ -166,7 +174,9 @@ static const char *vma_name(const struct vma *v)
 		return "[direct]";
 	if (v->object && v->object->kind == OBJECT_SEGMENT)
 		return v->object->record->name;
-	return NULL;
+	if (v->start < v->mm->header->brk && v->end > v->mm->header->start_brk)
+		return "[heap]";
+	return v->flags & VM_GROWSDOWN ? "[stack]" : NULL;
 }
 
 bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out)

@@ -450,6 +450,8 @@ static void clean_mm(struct recovery *r, struct mm *mm)
 	}
 	for (v = RB_MIN(vma_tree, &mm->vmas); v; v = vma_next(v))
 		v = vma_merge(v);
+	mm_recover_mlock(mm);
+	mm_recover_pin_counts(mm);
 	for (uint32_t i = 1; i < mm->nr_slots; i++)
 		if (mm->slots[i].domain && !mm->slots[i].users)
 			slot_linger(mm, i);

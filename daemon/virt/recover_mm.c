@@ -78,6 +78,8 @@ static int check_header(const struct recovery *r, struct mm *mm)
 	    (h->direct_base &&
 	     (direct < h->direct_base || !part_of_window(mm, h->direct_base, direct))))
 		return mm_damaged(mm, "the layout of its window");
+	if (h->def_flags & ~(uint64_t)VM_LOCKED_MASK)
+		return mm_damaged(mm, "the flags of new mappings");
 	if (!h->anon_family)
 		return mm_damaged(mm, "anonymous memory of nobody");
 	/* A number that has been counted to by flushes one at a time. */
@@ -319,6 +321,27 @@ static int recover_vmas(struct recovery *r, struct mm *mm)
 	return 0;
 }
 
+/* ---- pins ------------------------------------------------------------------------------------------ */
+
+static void count_pin(void *arg, pfn_t head)
+{
+	struct recovery *r = arg;
+
+	phys_recover_ref(r->p, head, false);
+}
+
+/* Cannot fail: a record that does not make sense is dropped, and what it held may be freed. */
+static void recover_pins(struct recovery *r, struct mm *mm)
+{
+	uint64_t first, end = 0, n = 0;
+
+	while (next_records(mm, ARENA_MM_PINS_OFFSET, ARENA_MM_MAX_PINS,
+			    sizeof(struct arena_pin_record), &first, &end))
+		n = end;
+	r->stats->repaired += mm_recover_pins(mm, (uint32_t)n);
+	mm_for_each_pin(mm, count_pin, r);
+}
+
 /* ---- all of it ---------------------------------------------------------------------------------------- */
 
 void mm_forget(struct mm *mm)
@@ -383,7 +406,11 @@ static int recover_parts(struct recovery *r, struct mm *mm)
 		e = recover_handles(r, mm);
 	if (!e)
 		e = recover_vmas(r, mm);
-	return e ? e : pgtable_recover(r, mm);
+	if (!e)
+		e = pgtable_recover(r, mm);
+	if (!e)
+		recover_pins(r, mm);
+	return e;
 }
 
 int mm_recover(struct recovery *r, struct mm *mm)

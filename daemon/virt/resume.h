@@ -14,6 +14,10 @@
  *	ATTACH       peer
  *	FORK         child
  *	SNAPSHOT     start of the copy, length
+ *	MREMAP       see struct plan of mremap.c
+ *	BRK          the break before, the break after
+ *	PIN          addr, pages of the client's pinned before
+ *	UNPIN        addr, pages of the client's pinned before, length
  *
  * All other operations may simply be done again: what is done of them already is found done.
  */
@@ -33,6 +37,10 @@ enum virt_call {
 	VIRT_CALL_ATTACH,
 	VIRT_CALL_FORK,
 	VIRT_CALL_SNAPSHOT,
+	VIRT_CALL_MREMAP,
+	VIRT_CALL_BRK,
+	VIRT_CALL_PIN,
+	VIRT_CALL_UNPIN,
 };
 
 static inline uint64_t call_tag(enum virt_call call, uint32_t mm)

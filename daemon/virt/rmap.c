@@ -91,11 +91,35 @@ void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t e
 	page->mapcount++;
 	entry_count(mm, page, pfn, entry, 1);
 	pte_install(mm, ref, entry);
+	if (vma->flags & VM_LOCKED)
+		page_mlock(mm->virt, frame_head(mm->virt, pfn), 1);
+}
+
+void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t entry)
+{
+	struct mm *mm = vma->mm;
+	struct page *page = pfn_to_page(mm->virt->phys, pfn);
+
+	page->mapcount++;
+	entry_count(mm, page, pfn, entry, 1);
+	pte_switch(mm, ref, entry);
+	if (vma->flags & VM_LOCKED)
+		page_mlock(mm->virt, pfn, 1);
+}
+
+void entry_mark_limbo(struct mm *mm, uint64_t entry)
+{
+	struct page *page =
+		pfn_to_page(mm->virt->phys, frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry)));
+
+	if (!(page->flags & PG_LIMBO))
+		truth_store(&page->flags, page->flags | PG_LIMBO);
 }
 
 /* The frame behind an entry that is about to go: counted out, marked. Returns its head. */
-static pfn_t entry_leave(struct mm *mm, uint64_t entry)
+static pfn_t entry_leave(const struct vma *vma, uint64_t entry)
 {
+	struct mm *mm = vma->mm;
 	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head = frame_head(mm->virt, pfn);
 	struct page *page = pfn_to_page(mm->virt->phys, head);
 
@@ -104,13 +128,16 @@ static pfn_t entry_leave(struct mm *mm, uint64_t entry)
 		page_enter_limbo(mm->virt->phys, head);
 	entry_count(mm, page, pfn, entry, -1);
 	page->mapcount--;
+	if (vma->flags & VM_LOCKED)
+		page_munlock(mm->virt, head, 1);
 	return head;
 }
 
-void unmap_entry(struct mm *mm, struct pte_ref *ref)
+void unmap_entry(const struct vma *vma, struct pte_ref *ref)
 {
+	struct mm *mm = vma->mm;
 	unsigned pages = entry_pages(*ref->entry);
-	pfn_t head = entry_leave(mm, *ref->entry);
+	pfn_t head = entry_leave(vma, *ref->entry);
 
 	pte_clear(mm, ref);
 	if (mm->dying)
@@ -119,24 +146,33 @@ void unmap_entry(struct mm *mm, struct pte_ref *ref)
 		limbo_add(mm, LIMBO_FRAME, head, pages);
 }
 
-void remap_entry(struct mm *mm, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
+void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t entry)
 {
+	struct mm *mm = vma->mm;
 	unsigned pages = entry_pages(*ref->entry);
-	pfn_t head = entry_leave(mm, *ref->entry);
-	struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
+	pfn_t head = entry_leave(vma, *ref->entry), to = frame_head(mm->virt, pfn);
+	struct page *page = pfn_to_page(mm->virt->phys, to);
 
 	page->mapcount++;
 	entry_count(mm, page, pfn, entry, 1);
 	pte_switch(mm, ref, entry);
+	if (vma->flags & VM_LOCKED)
+		page_mlock(mm->virt, to, 1);
 	limbo_add(mm, LIMBO_FRAME, head, pages);
+}
+
+void drop_replaced_entry(const struct vma *vma, uint64_t entry)
+{
+	limbo_add(vma->mm, LIMBO_FRAME, entry_leave(vma, entry), entry_pages(entry));
 }
 
 struct zap {
 	uint64_t start, end;
+	const struct vma *vma; /* of the last entry */
 	bool any;
 };
 
-static int zap_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, void *arg)
+static int zap_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
 	struct zap *z = arg;
 	int r;
@@ -147,7 +183,9 @@ static int zap_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref, 
 		return r;
 	z->any = true;
 	ASSERT(!ref->level || (addr >= z->start && addr + ARENA_LEAF_SIZE <= z->end));
-	unmap_entry(mm, ref);
+	if (!z->vma || addr >= z->vma->end)
+		z->vma = vma_find(mm, addr);
+	unmap_entry(z->vma, ref);
 	return 0;
 }
 

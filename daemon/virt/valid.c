@@ -8,7 +8,9 @@
 #include "daemon/virt/internal.h"
 
 struct counts {
-	uint32_t *refs, *maps, *limbo; /* per pfn, of heads */
+	uint32_t *refs, *maps, *limbo, *locks, *pins; /* per pfn, of heads */
+	uint64_t mlocked;
+	uint64_t committed;
 	uint64_t nr;
 	bool ok;
 };
@@ -46,6 +48,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	page = pfn_to_page(mm->virt->phys, head);
 	c->refs[head]++;
 	c->maps[head]++;
+	c->locks[head] += v && v->flags & VM_LOCKED;
 	if (!v || v->start > addr)
 		COMPLAIN(c, "mm %u: entry at %#lx outside every VMA", mm->id, (unsigned long)addr);
 	if (slot >= mm->nr_slots || mm->slots[slot].domain != pfn_domain(mm->virt->phys, pfn))
@@ -94,10 +97,20 @@ static void check_tables(struct mm *mm, uint32_t table, struct counts *c, uint32
 			 t->used);
 }
 
+/* Count v into an mm that has nothing else. */
+static void count_vma(struct mm *sums, const struct vma *v)
+{
+	struct vma copy = *v;
+
+	copy.mm = sums;
+	vma_count(&copy, 1);
+}
+
 static void check_vmas(struct mm *mm, struct counts *c)
 {
 	struct vma *v;
-	uint64_t last = 0, total = 0;
+	struct mm sums = {.virt = mm->virt, .id = mm->id};
+	uint64_t last = 0, committed = mm->virt->committed;
 	uint32_t n = 0, live = 0, i;
 
 	RB_FOREACH(v, vma_tree, &mm->vmas) {
@@ -112,15 +125,30 @@ static void check_vmas(struct mm *mm, struct counts *c)
 				 (unsigned long)v->start);
 		last = v->end;
 		n++;
-		if (!(v->flags & VM_DIRECT))
-			total += (v->end - v->start) >> ARENA_PAGE_SHIFT;
+		count_vma(&sums, v);
 	}
 	for (i = 0; i < mm->record_top; i++)
 		live += mm->records[i].state != ARENA_VMA_FREE;
 	if (n != mm->nr_vmas || live != n || mm->record_top - mm->nr_free_records != n)
 		COMPLAIN(c, "mm %u: %u VMAs, %u counted, %u records", mm->id, n, mm->nr_vmas, live);
-	if (total != mm->total_vm || mm->header->txn.armed)
-		COMPLAIN(c, "mm %u: total_vm or an open transaction", mm->id);
+	c->committed += mm->virt->committed - committed;
+	mm->virt->committed = committed;
+	if (sums.total_vm != mm->total_vm || sums.data_vm != mm->data_vm ||
+	    sums.exec_vm != mm->exec_vm || sums.stack_vm != mm->stack_vm ||
+	    sums.locked_vm != mm->locked_vm || mm->header->txn.armed)
+		COMPLAIN(c, "mm %u: total_vm and its parts, or an open transaction", mm->id);
+}
+
+static void count_pin(void *arg, pfn_t head)
+{
+	struct counts *c = arg;
+
+	if (head < c->nr) {
+		c->refs[head]++;
+		c->pins[head]++;
+	} else {
+		COMPLAIN(c, "a pinned frame is free");
+	}
 }
 
 static void check_slots(struct mm *mm, struct counts *c)
@@ -236,6 +264,7 @@ static void check_mm(struct mm *mm, struct counts *c)
 	    k.leaves != mm->leaves)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
+	mm_for_each_pin(mm, count_pin, c);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
@@ -287,6 +316,29 @@ static void check_object(struct object *o, struct counts *c)
 		COMPLAIN(c, "object %u: counts or record differ", o->id);
 }
 
+/* Private memory that is pinned has no second entry. */
+static void check_pinned(struct virt *v, pfn_t head, const struct page *page, struct counts *c)
+{
+	if ((page->flags & (PG_PINNED | PG_ANON)) == (PG_PINNED | PG_ANON) &&
+	    page->mapcount > 1u << page_order(page))
+		COMPLAIN(c, "frame %u of node %u is pinned and shared", head,
+			 pfn_zone(v->phys, head)->node);
+}
+
+/* What /proc/meminfo says is locked. */
+static void check_mlocked(struct virt *v, struct counts *c)
+{
+	uint64_t sum = 0;
+	unsigned n, z;
+
+	for (n = 0; n < phys_nr_nodes(v->phys); n++)
+		for (z = 0; z < NR_ZONE_TYPES; z++)
+			sum += phys_node(v->phys, n)->zone[z].stat[NR_MLOCK];
+	if (sum != c->mlocked)
+		COMPLAIN(c, "%lu pages are locked, %lu counted", (unsigned long)c->mlocked,
+			 (unsigned long)sum);
+}
+
 static void check_frames(struct virt *v, struct counts *c)
 {
 	uint64_t pfn;
@@ -304,47 +356,65 @@ static void check_frames(struct virt *v, struct counts *c)
 		if (refs != c->refs[pfn] || maps != c->maps[pfn])
 			COMPLAIN(c, "frame %lu: %u references of %u, %u entries of %u",
 				 (unsigned long)pfn, refs, c->refs[pfn], maps, c->maps[pfn]);
-		if (refs && page->private_ != c->limbo[pfn])
+		if (!refs)
+			continue;
+		if (page->private_ != c->limbo[pfn])
 			COMPLAIN(c, "frame %lu: in %u limbos of %u", (unsigned long)pfn,
 				 page->private_, c->limbo[pfn]);
+		if (page_pins(page) != c->pins[pfn] ||
+		    (page->flags & PG_MLOCKED ? page->mlock_count : 0) != c->locks[pfn])
+			COMPLAIN(c, "frame %lu: pinned %u times, locked %u times",
+				 (unsigned long)pfn, c->pins[pfn], c->locks[pfn]);
+		check_pinned(v, (pfn_t)pfn, page, c);
+		c->mlocked += page->flags & PG_MLOCKED ? UINT64_C(1) << page_order(page) : 0;
 	}
 }
 
-bool virt_is_valid(struct virt *v)
+static void check_all(struct virt *v, struct counts *c)
 {
-	struct counts c = {.nr = phys_nr_frames(v->phys), .ok = true};
 	struct mm *mm;
 	struct object *o;
 	uint64_t limbo = 0;
 	uint32_t pending = 0;
 
-	/* Sparse as the arena is: pages of these that are not touched cost nothing. */
-	c.refs = calloc(c.nr, sizeof(*c.refs));
-	c.maps = calloc(c.nr, sizeof(*c.maps));
-	c.limbo = calloc(c.nr, sizeof(*c.limbo));
-	if (!c.refs || !c.maps || !c.limbo) {
-		fprintf(stderr, "virt_is_valid: no memory to check\n");
-		free(c.refs);
-		free(c.maps);
-		free(c.limbo);
-		return false;
-	}
 	LIST_FOREACH(mm, &v->mms, link) {
-		check_mm(mm, &c);
+		check_mm(mm, c);
 		limbo += mm->limbo.pages;
 		pending += mm_flush_pending(mm);
 	}
 	LIST_FOREACH(mm, &v->condemned, link) {
-		check_limbo(mm, &c);
+		check_limbo(mm, c);
 		limbo += mm->limbo.pages;
 	}
-	LIST_FOREACH(o, &v->objects, link)
-		check_object(o, &c);
-	check_frames(v, &c);
+	LIST_FOREACH(o, &v->objects, link) {
+		check_object(o, c);
+		c->committed += o->accounted;
+	}
+	if (c->committed != v->committed)
+		COMPLAIN(c, "%lu pages are committed, %lu counted", (unsigned long)c->committed,
+			 (unsigned long)v->committed);
+	check_frames(v, c);
+	check_mlocked(v, c);
 	if (limbo != v->limbo_pages || pending != v->nr_pending)
-		COMPLAIN(&c, "limbo or pending clients are off");
-	free(c.refs);
-	free(c.maps);
-	free(c.limbo);
+		COMPLAIN(c, "limbo or pending clients are off");
+}
+
+bool virt_is_valid(struct virt *v)
+{
+	struct counts c = {.nr = phys_nr_frames(v->phys), .ok = true};
+	uint32_t **array[] = {&c.refs, &c.maps, &c.limbo, &c.locks, &c.pins};
+	unsigned i;
+
+	/* Sparse as the arena is: pages of these that are not touched cost nothing. */
+	for (i = 0; i < ARRAY_SIZE(array); i++) {
+		*array[i] = calloc(c.nr, sizeof(**array[i]));
+		if (!*array[i])
+			fprintf(stderr, "virt_is_valid: no memory to check\n");
+		c.ok &= *array[i] != NULL;
+	}
+	if (c.ok)
+		check_all(v, &c);
+	for (i = 0; i < ARRAY_SIZE(array); i++)
+		free(*array[i]);
 	return phys_is_valid(v->phys) && c.ok;
 }

@@ -47,6 +47,16 @@ int virt_recover(struct phys *p, struct virt **out, struct virt_recover_stats *s
  * first disagreement. Also runs phys_is_valid(). */
 bool virt_is_valid(struct virt *v);
 
+/* A soft limit of a client's process in bytes, UINT64_MAX: none. With CAP_IPC_LOCK there is no
+ * limit of locked memory. */
+enum vm_limit { VM_LIMIT_MEMLOCK, VM_LIMIT_STACK, VM_LIMIT_DATA };
+typedef uint64_t (*vm_limit_fn)(pid_t pid, enum vm_limit which);
+/* Who is asked for them; by default the kernel: a client's own word is worth nothing here. */
+void virt_set_limits(struct virt *v, vm_limit_fn fn);
+/* Pages promised to all clients, and how many may be where overcommit_memory is 2. */
+uint64_t virt_committed_pages(const struct virt *v);
+uint64_t virt_commit_limit(const struct virt *v);
+
 /* ---- address spaces ------------------------------------------------------------------------ */
 
 struct credentials {
@@ -96,12 +106,17 @@ void mm_window(const struct mm *mm, uint64_t *base, uint64_t *size);
 bool mm_slot(const struct mm *mm, uint32_t slot, int *fd, bool *readonly);
 
 struct mm_stats {
-	uint64_t total_vm;            /* pages of all VMAs */
-	uint64_t rss_anon, rss_shmem; /* pages present */
-	uint64_t leaves;              /* 2 MiB entries present */
-	uint64_t direct_pages;        /* arena_alloc_pages() */
-	uint64_t tables;              /* page-table pages */
-	uint64_t limbo;               /* pages waiting for an acknowledgement */
+	uint64_t total_vm, hiwater_vm; /* pages of all VMAs; the most there were */
+	uint64_t data_vm;              /* of private writable ones */
+	uint64_t exec_vm, stack_vm;    /* executable and not writable; VM_GROWSDOWN */
+	uint64_t locked_vm;            /* of locked ones */
+	uint64_t pinned_vm;            /* pages that arena_pin() holds, once a pin */
+	uint64_t start_brk, brk;       /* the heap's ends: addresses */
+	uint64_t rss_anon, rss_shmem;  /* pages present */
+	uint64_t leaves;               /* 2 MiB entries present */
+	uint64_t direct_pages;         /* arena_alloc_pages() */
+	uint64_t tables;               /* page-table pages */
+	uint64_t limbo;                /* pages waiting for an acknowledgement */
 	uint64_t nr_vmas;
 	uint64_t faults;
 	uint64_t refills, ahead_hits, flushes, evictions; /* the client's own counts */
@@ -141,7 +156,7 @@ struct vma_info {
 	uint64_t pgoff;
 	uint32_t object; /* id: shown as the inode; 0 none */
 	const char *
-		name; /* segment's name, "[direct]", "[heap]", or NULL; valid until the next call */
+		name; /* segment's name, "[direct]", "[heap]", "[stack]", or NULL; valid until the next call */
 };
 /* The first VMA that ends above `from`; false at the end. Go on with from = out->end. */
 bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out);
@@ -160,10 +175,49 @@ int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
 /* A private copy of a private range at a new address, of this moment. ARENA_E_NOT_MAPPED,
  * ARENA_E_UNSUPPORTED (shared memory), ARENA_E_INVALID. */
 int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out);
-int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, unsigned cpu);
-/* Does a bounded piece; *next is where to go on, addr + len when done. */
-int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu,
+/* Flushes of other clients are reported in *wait (may be NULL), see below. ARENA_E_AGAIN of
+ * MADV_COLLAPSE: apply the flushes posted, then call again. */
+struct flush_wait;
+int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, struct flush_wait *wait);
+/* MS_* of msync(2). */
+int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags);
+/* A bounded piece of mincore(2): a bit per page, from bit 0 of vec; nr_bits limits it, *next is where to
+ * go on. ARENA_E_NOT_MAPPED at a hole, with *next there. */
+int vm_mincore(struct mm *mm, uint64_t addr, uint64_t len, uint8_t *vec, uint64_t nr_bits,
+	       uint64_t *next);
+enum populate_mode {
+	POPULATE_READ,
+	POPULATE_WRITE,
+	POPULATE_LOCK,     /* as mlock(2): for writing where that is private; skips holes */
+	POPULATE_LOCK_ALL, /* as mlockall(2): and what refuses is skipped, too */
+	/* For pin.c, not for clients: what is private is the mm's own as well. */
+	POPULATE_PIN_READ,
+	POPULATE_PIN_WRITE,
+};
+/* Does a bounded piece; *next is where to go on, addr + len when done. ARENA_E_NOT_MAPPED,
+ * ARENA_E_ACCESS (the mapping does not permit it), ARENA_E_FAULT (past the end of its object),
+ * ARENA_E_AGAIN (apply the flushes posted, then call again). */
+int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode mode, unsigned cpu,
 		uint64_t *next);
+/* Pin a bounded piece: get_user_pages(). Errors as of vm_populate(). */
+int vm_pin(struct mm *mm, uint64_t addr, uint64_t len, bool write, unsigned cpu, uint64_t *next);
+/* All or nothing; ARENA_E_INVALID: not all of it is pinned. */
+int vm_unpin(struct mm *mm, uint64_t addr, uint64_t len);
+struct vm_mremap_args {
+	uint64_t old, old_len, new_len;
+	uint32_t flags; /* MREMAP_* */
+	uint64_t new_addr;
+};
+int vm_mremap(struct mm *mm, const struct vm_mremap_args *args, uint64_t *out);
+/* brk(2): set the end of the heap. end 0: move it by delta, *out is the end before, as sbrk(3). */
+int vm_brk(struct mm *mm, uint64_t end, int64_t delta, uint64_t *out);
+/* mlock2(2) and its kin. They set flags; the caller populates what mm_wants_populate(). */
+int vm_mlock(struct mm *mm, uint64_t addr, uint64_t len, bool onfault);
+int vm_munlock(struct mm *mm, uint64_t addr, uint64_t len);
+int vm_mlockall(struct mm *mm, uint32_t flags); /* MCL_* */
+int vm_munlockall(struct mm *mm);
+/* Is the mapping of addr locked, and to be populated at once? */
+bool mm_wants_populate(const struct mm *mm, uint64_t addr);
 int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, uint64_t *addr,
 		   uint64_t *pfn);
 int vm_free_pages(struct mm *mm, uint64_t addr, unsigned order);
@@ -193,7 +247,6 @@ struct segment_open {
 int mm_open_segment(struct mm *mm, const struct credentials *cred, struct segment_open *open);
 int mm_close_segment(struct mm *mm, uint32_t handle);
 /* Flushes of other clients are reported in *wait (may be NULL); see below. */
-struct flush_wait;
 int mm_truncate_segment(struct mm *mm, uint32_t handle, int64_t size, struct flush_wait *wait);
 int mm_stat_segment(struct mm *mm, uint32_t handle, int64_t *size);
 /* Needs no mm. EACCES unless the caller owns it, or is root. */

@@ -157,11 +157,6 @@ static void vma_unlink(struct vma *v)
 	free(v);
 }
 
-static uint64_t vma_pages(const struct vma *v)
-{
-	return v->flags & VM_DIRECT ? 0 : (v->end - v->start) >> ARENA_PAGE_SHIFT;
-}
-
 static struct vma *vma_new(struct mm *mm, const struct vma_template *t)
 {
 	struct vma *v = mem_alloc(sizeof(*v));
@@ -193,7 +188,7 @@ int vma_insert(struct mm *mm, const struct vma_template *t)
 	if (prev && vma_alike(prev, v) && !(next && vma_alike(v, next))) {
 		prev->end = t->end;
 		truth_store(&mm->records[prev->record].end, t->end);
-		mm->total_vm += vma_pages(v);
+		vma_count(v, 1);
 		free(v);
 		return 0;
 	}
@@ -203,7 +198,7 @@ int vma_insert(struct mm *mm, const struct vma_template *t)
 		return r;
 	}
 	record_fill(mm, v->record, v, ARENA_VMA_LIVE);
-	mm->total_vm += vma_pages(v);
+	vma_count(v, 1);
 	vma_link(v);
 	vma_merge(v);
 	return 0;
@@ -295,9 +290,29 @@ void vma_set_access(struct vma *v, uint32_t flags, uint32_t prot)
 	static_assert(offsetof(struct arena_vma_record, prot) ==
 			      offsetof(struct arena_vma_record, flags) + 4,
 		      "flags and prot change in one store");
+	vma_count(v, -1);
 	v->flags = flags;
 	v->prot = prot;
+	vma_count(v, 1);
 	truth_store((uint64_t *)(void *)&r->flags, u.both);
+}
+
+int vma_grow_down(struct vma *v, uint64_t start)
+{
+	struct vma grown = *v;
+	int r;
+
+	grown.start = start;
+	grown.pgoff -= (v->start - start) >> ARENA_PAGE_SHIFT;
+	r = record_replace(&grown, &v->record, 1);
+	if (r)
+		return r;
+	vma_count(v, -1);
+	v->start = grown.start;
+	v->pgoff = grown.pgoff;
+	v->record = grown.record;
+	vma_count(v, 1);
+	return 0;
 }
 
 void vma_remove(struct vma *v)
@@ -306,7 +321,7 @@ void vma_remove(struct vma *v)
 
 	truth_store(&mm->records[v->record].state, (uint32_t)ARENA_VMA_FREE);
 	record_give_back(mm, v->record);
-	mm->total_vm -= vma_pages(v);
+	vma_count(v, -1);
 	vma_unlink(v);
 }
 
@@ -349,7 +364,7 @@ int vma_adopt(struct mm *mm, uint32_t record, struct object *o)
 		free(v);
 		return ARENA_E_EXISTS;
 	}
-	mm->total_vm += vma_pages(v);
+	vma_count(v, 1);
 	vma_link(v);
 	return 0;
 }
@@ -371,6 +386,7 @@ int vma_adopt_free_records(struct mm *mm, uint32_t top)
 
 void vma_forget(struct vma *v)
 {
+	vma_count(v, -1);
 	RB_REMOVE(vma_tree, &v->mm->vmas, v);
 	if (v->object) {
 		LIST_REMOVE(v, in_object);

@@ -14,6 +14,8 @@
  *              | struct arena_handle_record[]|  ARENA_MM_MAX_HANDLES * 16 bytes
  *     6 MiB    +-----------------------------+
  *              | struct arena_slot_record [] |  ARENA_MAX_SLOTS * 8 bytes
+ *     7 MiB    +-----------------------------+
+ *              | struct arena_pin_record []  |  ARENA_MM_MAX_PINS * 16 bytes
  *     8 MiB    +-----------------------------+
  *              | table 0: the root (PGD)     |  4 KiB, 512 entries
  *              | table 1 ...                 |
@@ -105,12 +107,14 @@ static inline unsigned arena_table_index(uint64_t addr, unsigned level)
 #define ARENA_MM_MAGIC UINT64_C(0x316d6d616e657261)      /* "arenamm1" */
 #define ARENA_CHANNEL_MAGIC UINT64_C(0x316863616e657261) /* "arenach1" */
 
-#define ARENA_MM_MAX_VMAS 65530u    /* vm.max_map_count's default */
+#define ARENA_MM_MAX_VMAS 65536u    /* vm.max_map_count, and those that replace others */
 #define ARENA_MM_MAX_TABLES 262144u /* 1 GiB of tables: 512 GiB in 4 KiB entries */
 #define ARENA_MM_MAX_HANDLES 65536u
+#define ARENA_MM_MAX_PINS 65536u
 #define ARENA_MM_VMAS_OFFSET UINT64_C(4096)
 #define ARENA_MM_HANDLES_OFFSET (UINT64_C(5) << 20)
 #define ARENA_MM_SLOTS_OFFSET (UINT64_C(6) << 20)
+#define ARENA_MM_PINS_OFFSET (UINT64_C(7) << 20)
 #define ARENA_MM_TABLES_OFFSET (UINT64_C(8) << 20)
 #define ARENA_MM_FILE_SIZE (ARENA_MM_TABLES_OFFSET + ARENA_MM_MAX_TABLES * UINT64_C(4096))
 
@@ -148,7 +152,8 @@ struct arena_mm_header {
 	uint64_t next_seq;     /* flush sequence last posted */
 	uint32_t anon_family;  /* whose anonymous frames entries may point to: the mm's own id */
 	uint32_t record;       /* index of the daemon's record of this address space */
-	uint64_t reserved[46];
+	uint64_t def_flags;    /* VM_* that new mappings get: mlockall(MCL_FUTURE) */
+	uint64_t reserved[45];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];
 };
@@ -188,6 +193,21 @@ struct arena_slot_record {
 	uint32_t readonly;
 };
 static_assert(sizeof(struct arena_slot_record) == 8, "slot record");
+/* A run of pinned pages and their frames, see daemon/virt/pin.c. */
+struct arena_pin_record {
+	uint64_t address;
+	uint32_t pfn;
+	uint32_t pages; /* stored last; 0: free. The record's truth */
+};
+#define ARENA_PIN_FROM_SHIFT 48   /* in address: of a part of a run, the run's record */
+#define ARENA_PIN_BORN (1u << 31) /* in pages: the run it was cut from is not shortened yet */
+static_assert(sizeof(struct arena_pin_record) == 16, "pin record");
+static_assert(ARENA_MM_SLOTS_OFFSET + ARENA_MAX_SLOTS * sizeof(struct arena_slot_record) <=
+		      ARENA_MM_PINS_OFFSET,
+	      "slots end before the pins");
+static_assert(ARENA_MM_PINS_OFFSET + ARENA_MM_MAX_PINS * sizeof(struct arena_pin_record) <=
+		      ARENA_MM_TABLES_OFFSET,
+	      "pins end before the tables");
 static_assert(ARENA_MM_HANDLES_OFFSET + ARENA_MM_MAX_HANDLES * sizeof(struct arena_handle_record) <=
 		      ARENA_MM_SLOTS_OFFSET,
 	      "handles end before the slots");

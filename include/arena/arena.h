@@ -63,11 +63,12 @@ void arena_close(arena_t *a);
 
 /*
  * mmap(2). Anonymous memory only: MAP_PRIVATE or MAP_SHARED with MAP_ANONYMOUS, and any of
- * MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NORESERVE, MAP_STACK. `fd` must be -1
- * and `off` 0. Addresses asked for must lie in the window (arena_window()). Errors: EINVAL
- * (length 0, misaligned, both or neither of PRIVATE and SHARED), ENOMEM (no room, or too
- * many mappings), EEXIST (NOREPLACE), EOVERFLOW, ENODEV (a file), ENOTSUP (a flag that this
- * version does not serve).
+ * MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_STACK, MAP_LOCKED,
+ * MAP_GROWSDOWN. `fd` must be -1 and `off` 0. Addresses asked for must lie in the window
+ * (arena_window()). Errors: EINVAL (length 0, misaligned, both or neither of PRIVATE and SHARED),
+ * ENOMEM (no room, too many mappings, RLIMIT_DATA, or more than overcommit_memory allows), EAGAIN
+ * and EPERM (MAP_LOCKED or mlockall, and RLIMIT_MEMLOCK), EEXIST (NOREPLACE), EOVERFLOW, ENODEV (a
+ * file), ENOTSUP (a flag that this version does not serve: MAP_32BIT, MAP_HUGETLB).
  */
 void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd, off_t off);
 /* munmap(2): any page range; holes are not an error. EINVAL misaligned, length 0 or outside. */
@@ -75,8 +76,18 @@ int arena_munmap(arena_t *a, void *addr, size_t len);
 /* mprotect(2). ENOMEM where part of the range is not mapped (what comes before it is
  * changed), EACCES where a read-only segment would become writable. */
 int arena_mprotect(arena_t *a, void *addr, size_t len, int prot);
-/* madvise(2): MADV_NORMAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTNEED, MADV_WILLNEED,
- * MADV_RANDOM, MADV_SEQUENTIAL, MADV_POPULATE_READ, MADV_POPULATE_WRITE. EINVAL otherwise. */
+/*
+ * mremap(2): grow and shrink in place, MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP, old_len 0 of
+ * shared memory makes a second mapping of it. new_addr is used where the flags say so.
+ */
+void *arena_mremap(arena_t *a, void *old, size_t old_len, size_t new_len, int flags,
+		   void *new_addr);
+/*
+ * madvise(2), all of it but MADV_HWPOISON and its kin. Without reclaim to take them, MADV_FREE keeps
+ * the pages, and MADV_COLD and MADV_PAGEOUT are accepted and do nothing; MADV_MERGEABLE is noted.
+ * MADV_COLLAPSE makes leaves of private anonymous memory (EINVAL for other); EAGAIN: written or
+ * pinned meanwhile.
+ */
 int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
 /*
  * A private copy of [addr, addr + len) at a new address, as it is at this moment even while other
@@ -86,6 +97,32 @@ int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
  * (shared memory in the range).
  */
 void *arena_snapshot(arena_t *a, const void *addr, size_t len);
+/* msync(2), mincore(2): a page is in core if it is present, or its shared memory has it. */
+int arena_msync(arena_t *a, void *addr, size_t len, int flags);
+int arena_mincore(arena_t *a, void *addr, size_t len, unsigned char *vec);
+/*
+ * mlock(2) and its kin: the range is present when they return, and stays so. The limit is the
+ * RLIMIT_MEMLOCK of the process, over the memory of one arena_t; CAP_IPC_LOCK lifts it. flags of
+ * arena_mlock2: 0 or MLOCK_ONFAULT; of arena_mlockall: MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT.
+ */
+int arena_mlock(arena_t *a, const void *addr, size_t len);
+int arena_mlock2(arena_t *a, const void *addr, size_t len, unsigned flags);
+int arena_munlock(arena_t *a, const void *addr, size_t len);
+int arena_mlockall(arena_t *a, int flags);
+int arena_munlockall(arena_t *a);
+/* brk(2) and sbrk(3) of a heap in the window. It begins where arena_sbrk(a, 0) says at first.
+ * ENOMEM: out of the heap's area, RLIMIT_DATA, or as mmap. */
+int arena_brk(arena_t *a, void *end);
+void *arena_sbrk(arena_t *a, intptr_t delta);
+/*
+ * get_user_pages: fault the pages in (for writing, breaking copy-on-write) and hold their frames:
+ * they do not move, and are not freed before arena_unpin() of the same addresses, even if they are
+ * unmapped meanwhile. Pins count; pages pinned twice are unpinned twice. Page aligned. ENOMEM: not
+ * mapped, out of memory, or more than RLIMIT_MEMLOCK; EFAULT: the mapping does not permit it;
+ * EINVAL from arena_unpin(): not all of it is pinned, and nothing was done.
+ */
+int arena_pin(arena_t *a, void *addr, size_t len, int write);
+int arena_unpin(arena_t *a, void *addr, size_t len);
 /* Fault the whole range in now, for reading (write = 0) or writing, as MADV_POPULATE_*.
  * ENOMEM (not mapped, or out of memory), EFAULT (the mapping does not permit it). */
 int arena_populate(arena_t *a, void *addr, size_t len, int write);

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * virt_scenario_calls.h - steps of unit_virt_recover_sweep.c's scenario: mremap, the heap, mlock, pins, holes,
+ * collapse, fork and snapshot, so that a worker dies in each of their stores.
+ */
+#ifndef TESTS_VIRT_SCENARIO_CALLS_H
+#define TESTS_VIRT_SCENARIO_CALLS_H
+
+static void move(struct mclient *mc, uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len,
+		 uint32_t flags)
+{
+	struct vm_mremap_args a = {
+		.old = old, .old_len = old_len, .new_len = new_len, .flags = flags, .new_addr = to};
+
+	if (flags & MREMAP_FIXED)
+		remap_fixed(mc, &a);
+	else
+		remap_in_place(mc, &a);
+}
+
+static void step_mremap(void)
+{
+	const uint32_t fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
+	uint64_t at = map(A, 0, LEAF(4), PROT_RW, MAP_PRIVATE, NULL, 0), to = at - LEAF(20);
+
+	put(A, at + PAGE(3));
+	put(A, at + LEAF(1) + PAGE(4));
+	put(A, at + LEAF(3) + PAGE(9));
+	move(A, at, LEAF(2), to, LEAF(2), fixed); /* leaves, whole */
+	get(A, to + PAGE(3));
+	move(A, to + LEAF(1), LEAF(1), to + LEAF(4) + PAGE(3), LEAF(1), fixed); /* in pieces */
+	get(A, to + LEAF(5) - LEAF(1) + PAGE(7));
+	put(A, to + LEAF(4) + PAGE(5));
+	move(A, to + LEAF(4) + PAGE(3), LEAF(1), 0, PAGE(10), 0); /* shrinks, grows */
+	move(A, to + LEAF(4) + PAGE(3), PAGE(10), 0, PAGE(30), 0);
+	get(A, to + LEAF(4) + PAGE(7));
+	put(A, to + LEAF(4) + PAGE(30));
+	move(A, to + LEAF(4) + PAGE(5), PAGE(20), to + LEAF(8), PAGE(20), fixed | MREMAP_DONTUNMAP);
+	get(A, to + LEAF(8) + PAGE(2));
+	get(A, to + LEAF(4) + PAGE(7));
+	/* Several VMAs with a hole, over something. */
+	unmap(A, at + LEAF(3) + PAGE(2), PAGE(2));
+	protect(A, at + LEAF(3) + PAGE(8), PAGE(4), PROT_READ);
+	move(A, at + LEAF(3), PAGE(20), to + LEAF(8) + PAGE(1), PAGE(20), fixed);
+	get(A, to + LEAF(8) + PAGE(10));
+	move(A, s.shared + PAGE(1), 0, to + LEAF(9), PAGE(5), fixed); /* a second mapping */
+	get(A, to + LEAF(9) + PAGE(2));
+	put(A, to + LEAF(9) + PAGE(3));
+	move(A, s.shared + LEAF(1), PAGE(4), to + LEAF(11) + PAGE(1), PAGE(6), fixed);
+	get(A, to + LEAF(11) + PAGE(2));
+	unmap(A, to, LEAF(25));
+}
+
+static void step_heap(void)
+{
+	uint64_t heap = A->c->mm->header->start_brk;
+
+	move_break(A, (int64_t)PAGE(20) + 5, true);
+	put(A, heap + PAGE(2));
+	move_break(A, (int64_t)PAGE(3), false);
+	move_break(A, -(int64_t)PAGE(21), true);
+	get(A, heap + PAGE(1));
+	move_break(A, (int64_t)PAGE(4), true);
+	get(A, heap + PAGE(4));
+	put(A, heap + PAGE(4));
+}
+
+static void step_lock(void)
+{
+	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0);
+
+	put(A, at);
+	lock_pages(A, at + PAGE(3), PAGE(5), true, false);
+	put(A, at + PAGE(4));
+	lock_pages(A, at, LEAF(1), true, true);
+	lock_pages(A, at + PAGE(4), PAGE(100), false, false);
+	unmap(A, at, PAGE(50));
+}
+
+static void step_pin(void)
+{
+	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0);
+	struct mpin twice = {0};
+
+	put(A, at + PAGE(3));
+	pin_pages(A, &A->pin[0], at, PAGE(12), true);
+	pin_pages(A, &twice, at + PAGE(2), PAGE(4), false);
+	assert_int_equal(vm_unpin(A->c->mm, at + PAGE(3), PAGE(2)), 0);
+	assert_int_equal(vm_unpin(A->c->mm, at + PAGE(2), PAGE(1)), 0);
+	assert_int_equal(vm_unpin(A->c->mm, at + PAGE(5), PAGE(1)), 0);
+	get(A, at + PAGE(3));
+	unmap(A, at, LEAF(1));
+	/* The end of A lets go of the rest. */
+}
+
+static void punch(struct mclient *mc, uint64_t at, uint64_t len)
+{
+	struct flush_wait wait = {0};
+	uint64_t addr;
+
+	assert_int_equal(vm_madvise(mc->c->mm, at, len, MADV_REMOVE, &wait), 0);
+	flush_wait_cancel(&wait);
+	for (addr = at; addr < at + len; addr += ARENA_PAGE_SIZE)
+		mpage_at(mc, addr)->object->page[mpage_at(mc, addr)->pgoff] = (struct content){0};
+}
+
+static void step_hole(void)
+{
+	put(A, s.seg + PAGE(1));
+	get(C, s.seg_c + PAGE(1));
+	punch(A, s.seg, PAGE(3)); /* of a leaf */
+	get(A, s.seg + PAGE(1));
+	get(C, s.priv_c + PAGE(1));
+	punch(A, s.seg, LEAF(1)); /* all of it */
+	put(C, s.seg_c + PAGE(1));
+	get(A, s.seg + PAGE(1));
+}
+
+static void step_collapse(void)
+{
+	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0), i;
+	int r = ARENA_E_AGAIN;
+
+	advise(A, at, LEAF(1), MADV_NOHUGEPAGE);
+	for (i = 0; i < 40; i += 3)
+		put(A, at + PAGE(i));
+	advise(A, at, LEAF(1), MADV_HUGEPAGE);
+	for (i = 0; i < LEAF(1); i += ARENA_PAGE_SIZE)
+		mpage_at(A, at + i)->flags &= ~VM_NOHUGEPAGE;
+	for (i = 0; i < 8 && r == ARENA_E_AGAIN; i++) {
+		r = vm_madvise(A->c->mm, at, LEAF(1), MADV_COLLAPSE, NULL);
+		/* After a crash whoever may have the frames mapped holds them until he has flushed. */
+		ack(A, true);
+		ack(B, true);
+	}
+	assert_int_equal(r, 0);
+	assert_true(client_is_leaf(A->c, at));
+	get(A, at + PAGE(3));
+	put(A, at + PAGE(4));
+}
+
+/* ---- copy on write ---- */
+
+static struct mclient *const D = &w.client[3];
+static uint64_t cow_at;
+
+static void step_fork(void)
+{
+	cow_at = map(A, 0, LEAF(3), PROT_RW, MAP_PRIVATE, NULL, 0);
+	put(A, cow_at + PAGE(3));
+	put(A, cow_at + LEAF(1) + PAGE(4));
+	put(A, cow_at + LEAF(2) + PAGE(5));
+	lock_pages(A, cow_at + PAGE(100), PAGE(4), true, false);
+	pin_pages(A, &A->pin[1], cow_at + LEAF(2) + PAGE(5), PAGE(2), true);
+	advise(A, cow_at + PAGE(200), PAGE(2), MADV_DONTNEED);
+	assert_int_equal(vm_madvise(A->c->mm, cow_at + PAGE(10), PAGE(2), MADV_DONTFORK, NULL), 0);
+	assert_int_equal(vm_madvise(A->c->mm, cow_at + PAGE(20), PAGE(2), MADV_WIPEONFORK, NULL),
+			 0);
+	mpage_at(A, cow_at + PAGE(10))->flags |= VM_DONTCOPY;
+	mpage_at(A, cow_at + PAGE(11))->flags |= VM_DONTCOPY;
+	mpage_at(A, cow_at + PAGE(20))->flags |= VM_WIPEONFORK;
+	mpage_at(A, cow_at + PAGE(21))->flags |= VM_WIPEONFORK;
+	put(A, cow_at + PAGE(20));
+	assert_true(fork_client(A, D));
+	put(A, cow_at + PAGE(3)); /* a copy of a page, and of pieces of a leaf */
+	put(D, cow_at + PAGE(4));
+	put(D, cow_at + LEAF(1) + PAGE(4));
+	put(D, cow_at + LEAF(1) + PAGE(40));
+	put(A, cow_at + LEAF(1) + PAGE(40));
+	get(D, cow_at + PAGE(3));
+	get(D, cow_at + PAGE(20));
+	access_at(D, cow_at + PAGE(10), false);
+	get(D, cow_at + LEAF(2) + PAGE(5));
+	put(A, cow_at + LEAF(2) + PAGE(5));
+	get(D, A->c->mm->header->start_brk + PAGE(4));
+	move_break(D, (int64_t)PAGE(3), true);
+}
+
+/* What is shared, or being copied, is moved, locked, thrown away, collapsed. */
+static void step_cow_calls(void)
+{
+	const uint32_t fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
+	uint64_t to = cow_at - LEAF(20);
+	unsigned i;
+
+	move(A, cow_at + LEAF(1), LEAF(1), to, LEAF(1), fixed); /* a copy under way */
+	put(A, to + PAGE(90));
+	get(A, to + PAGE(4));
+	get(D, cow_at + LEAF(1) + PAGE(90));
+	advise(D, cow_at + LEAF(1) + PAGE(3), PAGE(3), MADV_DONTNEED);
+	get(D, cow_at + LEAF(1) + PAGE(4));
+	protect(D, cow_at + PAGE(1), PAGE(4), PROT_READ);
+	protect(D, cow_at + PAGE(1), PAGE(4), PROT_RW);
+	get(D, cow_at + PAGE(3));
+	lock_pages(D, cow_at + PAGE(50), PAGE(4), true, false);
+	put(D, cow_at + PAGE(52));
+	move(D, cow_at + PAGE(48), PAGE(8), to + LEAF(3) + PAGE(1), PAGE(8), fixed);
+	get(D, to + LEAF(3) + PAGE(5));
+	/* Half of it A's as well. */
+	for (i = 0; i < 8; i++) {
+		int r = vm_madvise(A->c->mm, to, LEAF(1), MADV_COLLAPSE, NULL);
+
+		ack(A, true);
+		if (!r)
+			break;
+		assert_int_equal(r, ARENA_E_AGAIN);
+	}
+	assert_true(client_is_leaf(A->c, to));
+	put(A, to + PAGE(4));
+	get(D, cow_at + LEAF(1) + PAGE(40));
+}
+
+static void step_snapshot(void)
+{
+	uint64_t copy = snapshot(D, cow_at + LEAF(1) - PAGE(3), LEAF(1) + PAGE(5)), twice;
+
+	put(D, cow_at + LEAF(1) + PAGE(1));
+	put(D, copy + PAGE(2));
+	get(D, copy + PAGE(4));
+	twice = snapshot(D, copy, PAGE(8));
+	put(D, twice + PAGE(4));
+	get(D, copy + PAGE(4));
+	unmap(D, copy, LEAF(1));
+	get(D, cow_at + LEAF(1) + PAGE(2));
+	client_end(D);
+	put(A, cow_at + PAGE(60));
+	get(A, cow_at + PAGE(61));
+	unmap(A, cow_at, LEAF(3));
+}
+
+#endif
