@@ -85,7 +85,7 @@ static int serve_until_told(struct service *s, const struct machine *m, const st
 	 * worker. */
 	if (store_kept() && !store_supervisor())
 		leave("stopped; what clients have is left to who keeps it", EXIT_SUCCESS);
-	return r;
+	return 0;
 }
 
 /* What we cannot go on with the next worker may, if there is one. */

@@ -116,16 +116,23 @@ int handle_fork(struct call *call)
 	return 0;
 }
 
+static struct forked *forked_of(const struct service *s, uint32_t mm)
+{
+	struct forked *f;
+
+	LIST_FOREACH(f, &s->forked, link)
+		if (mm_id(f->mm) == mm)
+			return f;
+	return NULL;
+}
+
 /* The copy of that number, if it waits for a child; *r then says whether this peer may have it. */
 bool attach_forked(struct call *call, int *r)
 {
 	const Arena__Attach *m = call->request->attach;
 	struct peer *p = call->peer;
-	struct forked *f;
+	struct forked *f = forked_of(p->service, m->mm_id);
 
-	LIST_FOREACH(f, &p->service->forked, link)
-		if (mm_id(f->mm) == m->mm_id)
-			break;
 	if (!f)
 		return false;
 	*r = ARENA_E_ACCESS;
