@@ -106,6 +106,13 @@ void client_wait_stopped(pid_t pid)
 	assert_true(WIFSTOPPED(status));
 }
 
+void client_wait_ended(pid_t pid)
+{
+	siginfo_t info;
+
+	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+}
+
 void client_run_as(struct test_daemon *d, uid_t uid, client_fn fn, void *arg)
 {
 	client_wait(client_start_as(d, uid, fn, arg));

@@ -78,6 +78,8 @@ void client_wait(pid_t pid);
 void client_wait_signal(pid_t pid, int sig);
 /* It stopped, by SIGSTOP or a fault point. */
 void client_wait_stopped(pid_t pid);
+/* It ended, and is left to be waited for. */
+void client_wait_ended(pid_t pid);
 /* Start, wait. */
 void client_run(struct test_daemon *d, client_fn fn, void *arg);
 void client_run_as(struct test_daemon *d, uid_t uid, client_fn fn, void *arg);
