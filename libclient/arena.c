@@ -222,6 +222,7 @@ static void release_window(struct arena *a)
 	flush_thread_stop(a);
 	userfault_trap_stop(a);
 	tlb_notes_exit(&a->tlb);
+	stale_exit(&a->tlb);
 	if (a->tlb.size)
 		os_unmap((void *)(uintptr_t)a->tlb.base, a->tlb.size);
 	a->tlb.size = 0;

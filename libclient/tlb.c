@@ -181,26 +181,14 @@ static void forget(struct tlb *t)
 void tlb_drop(struct tlb *t)
 {
 	BUG_ON(tlb_ops(t)->drop(t) < 0);
-	if (tlb_ops(t)->keeps_mappings)
-		t->nr_stale += t->nr_starts + t->nr_pieces;
 	forget(t);
 }
 
 static void evict(struct tlb *t)
 {
 	BUG_ON(tlb_ops(t)->evict(t) < 0);
-	t->nr_stale = 0;
 	forget(t);
 	count(&t->channel->evictions, 1);
-}
-
-static void note_unmapped(struct tlb *t, uint64_t page, uint64_t nr)
-{
-	uint64_t before = tlb_nr_maps(t);
-
-	tlb_note_unmapped(t, page, nr);
-	if (tlb_ops(t)->keeps_mappings && tlb_nr_maps(t) < before)
-		t->nr_stale += before - tlb_nr_maps(t);
 }
 
 static void mark_bits(uint64_t *words, unsigned first, unsigned nr, bool set)
@@ -403,7 +391,7 @@ void tlb_unmap(struct tlb *t, uint64_t start, uint64_t end)
 		evict(t);
 		return;
 	}
-	note_unmapped(t, first, last - first);
+	tlb_note_unmapped(t, first, last - first);
 	clear_accessed(t, from, to);
 }
 

@@ -66,7 +66,6 @@ struct tlb_ops {
 	/* How many leaves like `pte`, which is that of `addr`, one run may have. */
 	unsigned (*max_leaves)(const struct tlb *t, uint64_t addr, uint64_t pte);
 	bool wrprotects; /* mprotect(2) takes rights away without harm; else such ranges are unmapped */
-	bool keeps_mappings; /* unmap() and drop() leave the kernel's mappings where they are */
 };
 extern const struct tlb_ops tlb_reservation_ops; /* the signal trap's */
 
@@ -87,9 +86,11 @@ struct tlb {
 	struct small_lock lock;
 	struct tlb_note *notes;
 	uint64_t nr_starts, nr_pieces;
-	uint64_t nr_stale; /* kernel mappings left by unmap() and drop(), at most */
-	uint64_t max_maps; /* drop everything above this estimate */
-	uint64_t applied;  /* flushes done; read without the lock, too */
+	/* kernel mappings that the trap left where nothing is mapped, at most: see stale.c */
+	uint64_t nr_stale, *stale;
+	uint64_t stale_ready[NOTE_CHUNKS_MAX / 64];
+	uint64_t max_maps;                    /* drop everything above this estimate */
+	uint64_t applied;                     /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
 
@@ -164,6 +165,20 @@ static inline uint64_t tlb_nr_maps(const struct tlb *t)
 {
 	return t->nr_starts + t->nr_pieces + t->nr_stale + 1;
 }
+
+/* The notes of the 64 pages from `page`: which of them begin a kernel mapping. */
+uint64_t tlb_note_starts(const struct tlb *t, uint64_t page);
+
+/* ---- stale.c; for traps that leave mappings behind ---- */
+
+int stale_init(struct tlb *t); /* after base and size are set */
+void stale_exit(struct tlb *t);
+/* Before they are noted unmapped: the mappings of [first, end) stay; those of the whole window. */
+void stale_add(struct tlb *t, uint64_t first, uint64_t end);
+void stale_add_all(struct tlb *t);
+/* They are gone: something is mapped over them; all. */
+void stale_replaced(struct tlb *t, uint64_t first, uint64_t end);
+void stale_forget(struct tlb *t);
 
 /* ---- tlb.c ---- */
 

@@ -254,18 +254,25 @@ static int trap_map(struct tlb *t, const struct tlb_run *run, int fd, unsigned f
 	if (r < 0)
 		return r;
 	barred_forget(&a->trap, run->start, run->end);
+	stale_replaced(t, page_of(t, run->start), page_of(t, run->end));
 	a->trap.mapped_start = run->start;
 	a->trap.mapped_end = run->end;
 	return 0;
 }
 
 /* Zapped, it holds accesses whatever its rights are; then it may have those that a reservation has. */
-static int trap_unmap(struct tlb *t, uint64_t start, uint64_t end)
+static void zap(struct tlb *t, uint64_t start, uint64_t end)
 {
 	/* Without that the acknowledgement would be a lie, and there is nothing else. */
 	BUG_ON(userfault_zap(pointer(start), end - start) < 0);
 	os_protect(pointer(start), end - start, OS_MAP_READ | OS_MAP_WRITE);
 	barred_forget(trap_of(t), start, end);
+}
+
+static int trap_unmap(struct tlb *t, uint64_t start, uint64_t end)
+{
+	zap(t, start, end);
+	stale_add(t, page_of(t, start), page_of(t, end));
 	return 0;
 }
 
@@ -299,7 +306,9 @@ static int trap_restore(struct tlb *t, uint64_t start, uint64_t end)
 
 static int trap_drop(struct tlb *t)
 {
-	return trap_unmap(t, t->base, t->base + t->size);
+	zap(t, t->base, t->base + t->size);
+	stale_add_all(t);
+	return 0;
 }
 
 /* In one step, or in as few as address space beside the window lasts for. */
@@ -310,6 +319,7 @@ static int trap_evict(struct tlb *t)
 	void *p;
 
 	barred_forget(&a->trap, at, end);
+	stale_forget(t);
 	a->trap.lost = false;
 	while (at < end) {
 		int r = move_reservation(a, at, MIN(len, end - at));
@@ -344,7 +354,6 @@ static const struct tlb_ops trap_ops = {
 	.evict = trap_evict,
 	.max_leaves = trap_max_leaves,
 	.wrprotects = false,
-	.keeps_mappings = true,
 };
 
 /* ---- the fault thread ---- */
@@ -516,6 +525,10 @@ int userfault_trap_reserve(struct arena *a)
 {
 	void *p;
 
+	int r = stale_init(&a->tlb);
+
+	if (r < 0)
+		return r;
 	a->tlb.ops = &trap_ops;
 	return userfault_reserve(a->trap.fd, pointer(a->tlb.base), a->tlb.size, &p);
 }
