@@ -3,7 +3,7 @@
  * trap.h - how misses reach the library: two traps behind one interface.
  *
  *   trap_signal.c       SIGSEGV, on the thread that faults
- *   trap_userfaultfd.c  events, on a thread of the library's
+ *   trap_userfaultfd.c  events, on a thread of the library's; with trap_serve.c, trap_program.c
  *   trap_choose.c       which of them, and what to tell people
  */
 #ifndef LIBCLIENT_TRAP_H
