@@ -16,9 +16,11 @@
 #include <unistd.h>
 
 #include "base/faultpoint.h"
-#include "base/mem.h"
 #include "base/os.h"
 #include "base/util.h"
+#include "libclient/own.h"
+
+#define SLOT_LOST (-1) /* in the place of a descriptor plus one */
 
 uint64_t tlb_lock(struct tlb *t, bool blocked)
 {
@@ -73,7 +75,7 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 		return -EBADF;
 	chunk = t->slots[slot / SLOTS_PER_CHUNK];
 	if (!chunk) {
-		chunk = mem_array(SLOTS_PER_CHUNK, sizeof(*chunk));
+		chunk = own_alloc(SLOTS_PER_CHUNK * sizeof(*chunk));
 		if (!chunk)
 			return -ENOMEM;
 		store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
@@ -117,13 +119,35 @@ void tlb_slots_forget(struct tlb *t)
 			memset(t->slots[c], 0, SLOTS_PER_CHUNK * sizeof(*t->slots[c]));
 }
 
+bool tlb_slot_is_known(const struct tlb *t, unsigned slot)
+{
+	int *chunk = load_acquire(&t->slots[slot / SLOTS_PER_CHUNK]);
+
+	return chunk && chunk[slot % SLOTS_PER_CHUNK];
+}
+
+void tlb_slots_lose(struct tlb *t)
+{
+	for (unsigned slot = 0; slot < ARENA_MAX_SLOTS; slot++)
+		if (tlb_slot_is_known(t, slot))
+			t->slots[slot / SLOTS_PER_CHUNK][slot % SLOTS_PER_CHUNK] = SLOT_LOST;
+}
+
+void tlb_slot_is_gone(struct tlb *t, unsigned slot)
+{
+	int *place = &t->slots[slot / SLOTS_PER_CHUNK][slot % SLOTS_PER_CHUNK];
+
+	if (*place == SLOT_LOST)
+		*place = 0;
+}
+
 void tlb_slots_close(struct tlb *t)
 {
 	for (unsigned c = 0; c < ARRAY_SIZE(t->slots); c++) {
 		for (unsigned i = 0; t->slots[c] && i < SLOTS_PER_CHUNK; i++)
-			if (t->slots[c][i])
+			if (t->slots[c][i] > 0)
 				close(t->slots[c][i] - 1);
-		free(t->slots[c]);
+		own_free(t->slots[c], SLOTS_PER_CHUNK * sizeof(*t->slots[c]));
 		t->slots[c] = NULL;
 	}
 }

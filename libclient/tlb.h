@@ -233,5 +233,9 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd);
 int tlb_slot_replace(struct tlb *t, unsigned slot, int fd);
 void tlb_slots_close(struct tlb *t);
 void tlb_slots_forget(struct tlb *t); /* they are the program's now */
+/* In the child of fork(), whose descriptors they are not: slots are known, and have none. */
+void tlb_slots_lose(struct tlb *t);
+bool tlb_slot_is_known(const struct tlb *t, unsigned slot);
+void tlb_slot_is_gone(struct tlb *t, unsigned slot); /* one that was lost is not in use any more */
 
 #endif

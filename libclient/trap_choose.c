@@ -69,15 +69,27 @@ void trap_keep(struct arena *a)
 	closep(&fd);
 }
 
+int trap_open_own(void)
+{
+	return faultpoint("client.userfault") ? -EPERM : userfault_open(-1);
+}
+
+int trap_open_device(int device)
+{
+	int fd = userfault_open(device);
+
+	close(device);
+	return fd;
+}
+
 static int obtain(struct arena *a)
 {
-	_cleanup_(closep) int device = -1;
-	int fd = faultpoint("client.userfault") ? -EPERM : userfault_open(-1);
+	int fd = trap_open_own(), device;
 
 	if (fd != -EPERM)
 		return fd;
 	device = ask_for_device(a);
-	return device < 0 ? device : userfault_open(device);
+	return device < 0 ? device : trap_open_device(device);
 }
 
 static void explain(int r)
@@ -108,6 +120,8 @@ static int use_userfaultfd(struct arena *a)
 		reason = failed;
 		return r;
 	}
+	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
 	a->trap.fd = fd;
 	a->trap.on = true;
 	return 0;

@@ -16,15 +16,9 @@
 #include "libclient/trap_userfaultfd.h"
 
 #define BARRED_MS 20
+#define GATED_MS 100
 #define SPIN_MAX (50 * NSEC_PER_USEC)
 #define SPIN_MIN (4 * NSEC_PER_USEC)
-
-static __thread const struct arena *serving __attribute__((tls_model("initial-exec")));
-
-bool userfault_trap_serving(const struct arena *a)
-{
-	return serving == a;
-}
 
 static void wake(struct arena *a, uint64_t start, uint64_t end)
 {
@@ -102,6 +96,7 @@ static void serve_all(struct arena *a, const struct userfault_event *e, int n)
 	for (int i = 0; i < n; i++) {
 		bool known = e[i].moved;
 
+		known |= fork_gate_holds(a, (pid_t)e[i].thread);
 		/* Woken already, together with another of this batch; a write may need more. */
 		for (int k = 0; k < nr_done && !known && !e[i].protected; k++)
 			known = e[i].address >= done[k].start && e[i].address < done[k].end;
@@ -144,31 +139,84 @@ static bool sleep_until_event(struct arena *a)
 	struct userfault_trap *u = &a->trap;
 	struct pollfd p[] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->stop_fd, .events = POLLIN}};
 	uint64_t since = clock_now();
-	long n = syscall(SYS_poll, p, 2, load_relaxed(&u->nr_barred) ? BARRED_MS : -1);
+	long n = syscall(SYS_poll, p, 2,
+			 load_relaxed(&u->nr_barred) ? BARRED_MS
+			 : load_relaxed(&a->gated)   ? GATED_MS
+						     : -1);
 
-	if (n == 0)
+	if (n == 0) {
 		userfault_unbar_all(a, NULL);
+		/* Who stands at the gate for that long shall not any longer. */
+		if (load_relaxed(&a->gated))
+			wake(a, a->tlb.base, a->tlb.base + a->tlb.size);
+	}
 	/* Woken so soon, it would have been better awake. */
 	if (n > 0 && clock_now() - since < 2 * SPIN_MAX)
 		u->spin_ns = SPIN_MAX;
 	return !(p[1].revents & POLLIN);
 }
 
-static void *fault_main(void *arg)
+static void serve_until_stopped(struct arena *a)
 {
-	struct arena *a = arg;
 	struct userfault_event e[TRAP_BATCH];
 
-	library_thread_enter(a, "arena-fault");
-	serving = a;
 	for (;;) {
 		int n = look(&a->trap, e);
 
 		if (n > 0)
 			serve_all(a, e, n);
 		else if (n < 0 || !sleep_until_event(a))
-			return NULL;
+			return;
 	}
+}
+
+static void *fault_main(void *arg)
+{
+	struct arena *a = arg;
+
+	library_thread_enter(a, "arena-fault", true);
+	/* What is reported meanwhile waits. */
+	userfault_trap_dismiss(a);
+	serve_until_stopped(a);
+	return NULL;
+}
+
+/* ---- the nurse: as the fault thread, before there can be one ---- */
+
+static void nurse_main(void *arg)
+{
+	struct arena *a = arg;
+
+	library_thread_enter(a, "arena-nurse", true);
+	serve_until_stopped(a);
+}
+
+/* Its mailbox, and how it is stopped. */
+static int prepare(struct arena *a)
+{
+	struct userfault_trap *u = &a->trap;
+
+	if (u->stop_fd >= 0)
+		return 0;
+	__atomic_fetch_and(&a->mail.free, ~(UINT64_C(1) << TRAP_MAILBOX), __ATOMIC_RELAXED);
+	u->stop_fd = os_eventfd();
+	return MIN(u->stop_fd, 0);
+}
+
+int userfault_trap_nurse(struct arena *a)
+{
+	int r = prepare(a);
+
+	return r < 0 ? r : bare_thread(&a->nurse, nurse_main, a);
+}
+
+void userfault_trap_dismiss(struct arena *a)
+{
+	if (!load_acquire(&a->nurse.tid))
+		return;
+	os_eventfd_ring(a->trap.stop_fd);
+	bare_join(&a->nurse);
+	os_eventfd_drain(a->trap.stop_fd);
 }
 
 /* ---- begin and end ---- */
@@ -176,12 +224,10 @@ static void *fault_main(void *arg)
 int userfault_trap_start(struct arena *a)
 {
 	struct userfault_trap *u = &a->trap;
-	int r;
+	int r = prepare(a);
 
-	__atomic_fetch_and(&a->mail.free, ~(UINT64_C(1) << TRAP_MAILBOX), __ATOMIC_RELAXED);
-	u->stop_fd = os_eventfd();
-	if (u->stop_fd < 0)
-		return u->stop_fd;
+	if (r < 0)
+		return r;
 	r = library_thread_start(&u->thread, fault_main, a);
 	u->running = r == 0;
 	return r;
