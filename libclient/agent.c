@@ -196,6 +196,11 @@ void agent_wake_window(struct arena *a)
 	change(&a->agent.bell_word);
 }
 
+bool agent_can_move(const struct arena *a)
+{
+	return load_acquire(&a->agent.bell_running);
+}
+
 /* One mover at a time, which counts its moves. */
 void agent_moving_soon(struct arena *a)
 {
@@ -262,7 +267,7 @@ static int make_bell(struct arena *a)
 {
 	int r = library_thread_start(&a->agent.bell_thread, bell_main, a);
 
-	a->agent.bell_running = r == 0;
+	store_release(&a->agent.bell_running, r == 0);
 	return r;
 }
 

@@ -84,7 +84,8 @@ void agent_run(struct arena *a, job_fn *fn, void *arg);
 void client_ring(struct arena *a);
 /* Have all accesses that are held repeated, and reported again. */
 void agent_wake_window(struct arena *a);
-/* Have the event of a moved mapping read: around the move. Under the tlb lock. */
+/* Have the event of a moved mapping read: around the move, if there is somebody to. Under the tlb lock. */
+bool agent_can_move(const struct arena *a);
 void agent_moving_soon(struct arena *a);
 void agent_moving_now(struct arena *a);
 void agent_moved(struct arena *a);

@@ -48,7 +48,9 @@ static struct {
 	struct kernel_action before; /* the program's for SIGSYS */
 	long call[7];                /* number and arguments of the fork */
 	long result;
-	bool had_rseq;
+	bool shy;
+	long thread;
+	siginfo_t sent; /* a SIGSYS that somebody sent to the thread meanwhile; 0: none */
 } now;
 
 /* The handler returns by a call that is never caught: it lies between these two. */
@@ -62,6 +64,11 @@ __asm__(".text\n"
 	"	syscall\n"
 	"	hlt\n"
 	"catch_return_end:\n");
+
+static long thread_id(void)
+{
+	return bare_syscall(SYS_gettid, 0, 0, 0, 0, 0, 0);
+}
 
 static int change_action(const struct kernel_action *act, struct kernel_action *old)
 {
@@ -100,27 +107,22 @@ static long rseq(int flags)
 
 /* ---- the fork ----------------------------------------------------------------------------------- */
 
-long catch_clone(bool shy)
+long catch_clone(void)
 {
-	long r;
-
-	now.had_rseq = shy && rseq(RSEQ_UNREGISTER) == 0;
-	r = bare_syscall(now.call[0], now.call[1], now.call[2], now.call[3], now.call[4],
-			 now.call[5], now.call[6]);
+	long r = bare_syscall(now.call[0], now.call[1], now.call[2], now.call[3], now.call[4],
+			      now.call[5], now.call[6]);
 	if (r == 0)
 		now.armed = false; /* the kernel turned it off */
-	else if (now.had_rseq)
-		rseq(0);
 	return r;
 }
 
 static void make(void *arg)
 {
+	bool had_rseq = now.shy && rseq(RSEQ_UNREGISTER) == 0;
+
 	(void)arg;
-	now.had_rseq = false;
 	now.result = now.make();
-	/* Only now there is memory for it. */
-	if (now.result == 0 && now.had_rseq)
+	if (had_rseq)
 		rseq(0);
 }
 
@@ -130,7 +132,7 @@ static void write_thread_id(void)
 	uint32_t *tid = (uint32_t *)(uintptr_t)now.call[4];
 
 	if (now.call[0] == SYS_clone && (now.call[1] & CLONE_CHILD_SETTID))
-		*tid = (uint32_t)bare_syscall(SYS_gettid, 0, 0, 0, 0, 0, 0);
+		*tid = (uint32_t)thread_id();
 }
 
 /* ---- the handler ----------------------------------------------------------------------------------- */
@@ -188,6 +190,12 @@ static void caught(ucontext_t *uc)
 	}
 }
 
+static void send_self(const siginfo_t *info)
+{
+	bare_syscall(SYS_rt_tgsigqueueinfo, bare_syscall(SYS_getpid, 0, 0, 0, 0, 0, 0),
+		     thread_id(), SIGSYS, (long)(uintptr_t)info, 0, 0);
+}
+
 /* Not ours: as if we were not here. */
 static void pass_on(int sig, siginfo_t *info, void *context)
 {
@@ -201,8 +209,7 @@ static void pass_on(int sig, siginfo_t *info, void *context)
 		return;
 	none.restorer = (void (*)(void))(uintptr_t)catch_return;
 	change_action(&none, NULL);
-	bare_syscall(SYS_rt_tgsigqueueinfo, bare_syscall(SYS_getpid, 0, 0, 0, 0, 0, 0),
-		     bare_syscall(SYS_gettid, 0, 0, 0, 0, 0, 0), sig, (long)(uintptr_t)info, 0, 0);
+	send_self(info);
 }
 
 static void on_system_call(int sig, siginfo_t *info, void *context)
@@ -211,6 +218,8 @@ static void on_system_call(int sig, siginfo_t *info, void *context)
 
 	if (info->si_code == SYS_USER_DISPATCH && now.armed)
 		caught(context);
+	else if (info->si_code <= 0 && now.armed && thread_id() == now.thread)
+		now.sent = *info; /* the program may have it blocked: later */
 	else
 		pass_on(sig, info, context);
 	errno = saved_errno;
@@ -224,7 +233,7 @@ static void on_system_call(int sig, siginfo_t *info, void *context)
 #define INSTRUMENTED false
 #endif
 
-int catch_fork(long (*fn)(void))
+int catch_fork(long (*fn)(void), bool shy)
 {
 	const struct kernel_action ours = {
 		.handler = on_system_call,
@@ -237,6 +246,9 @@ int catch_fork(long (*fn)(void))
 	if (r < 0)
 		return r;
 	now.make = fn;
+	now.shy = shy;
+	now.thread = thread_id();
+	now.sent.si_signo = 0;
 	now.selector = LET_THROUGH;
 	r = change_action(&ours, &now.before);
 	if (r < 0)
@@ -270,4 +282,6 @@ void catch_end(void)
 	signals_block_all();
 	if (change_action(NULL, &act) == 0 && act.handler == on_system_call)
 		change_action(&now.before, NULL);
+	if (now.sent.si_signo && thread_id() == now.thread)
+		send_self(&now.sent);
 }

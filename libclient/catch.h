@@ -18,12 +18,13 @@
 
 #include <stdbool.h>
 
-/* It is to be made by `make`. -errno: it cannot be done. */
-int catch_fork(long (*make)(void));
+/* It is to be made by `make`. `shy`: meanwhile there may be no memory where the C library has its data about
+ * this thread. -errno: it cannot be done. */
+int catch_fork(long (*make)(void), bool shy);
 /* From here on in the calling thread; all signals but SIGSYS are blocked. */
 void catch_begin(void);
-/* In make(): fork. As clone(2), -errno; `shy`: the C library's data about this thread is not to be touched. */
-long catch_clone(bool shy);
+/* In make(): fork. As clone(2), or -errno. */
+long catch_clone(void);
 /* In parent and child. */
 void catch_end(void);
 

@@ -130,18 +130,18 @@ static void copy_space(struct arena *a)
 	memcpy(a->child_token, m.reply->fork->token.data, sizeof(a->child_token));
 }
 
-/* A thread on a stack of arena memory that is not caught leaves out the tlb lock: its child ends at
- * once, without a stack. */
+/*
+ * No mapping is half made in the child. Under the userfaultfd trap only at the call: before it, who forks may
+ * need the fault thread.
+ */
 static void lock_tlb(struct arena *a)
 {
-	if (!client_on_window_stack(a))
-		small_lock_acquire(&a->tlb.lock);
+	small_lock_acquire(&a->tlb.lock);
 }
 
 static void let_go(struct arena *a)
 {
-	if (!client_on_window_stack(a))
-		small_lock_release(&a->tlb.lock);
+	small_lock_release(&a->tlb.lock);
 	open_gate(a);
 }
 
@@ -150,7 +150,7 @@ static bool in_window(const struct arena *a, uintptr_t addr)
 	return addr >= a->tlb.base && addr - a->tlb.base < a->tlb.size;
 }
 
-static unsigned nr_at_call, nr_prepared;
+static unsigned nr_at_call, nr_prepared, nr_carry;
 
 static void prepare_nurse(struct arena *a)
 {
@@ -162,6 +162,7 @@ static void prepare_nurse(struct arena *a)
 	nr_at_call++;
 	nr_prepared += bare_make(&a->nurse) == 0;
 	a->carries_thread = client_on_window_stack(a) || in_window(a, bare_thread_pointer());
+	nr_carry += a->carries_thread;
 }
 
 static void copy_early(struct arena *a)
@@ -172,7 +173,7 @@ static void copy_early(struct arena *a)
 
 static void lock_early(struct arena *a)
 {
-	if (!at_call(a))
+	if (!a->trap.on)
 		lock_tlb(a);
 }
 
@@ -180,14 +181,17 @@ static long make_child(void);
 
 static void prepare(void)
 {
+	int saved_errno = errno;
+
 	pthread_mutex_lock(&client_mutex);
-	nr_at_call = nr_prepared = 0;
+	nr_at_call = nr_prepared = nr_carry = 0;
 	client_for_each(prepare_nurse);
-	caught = nr_at_call && nr_prepared == nr_at_call && catch_fork(make_child) == 0;
+	caught = nr_at_call && nr_prepared == nr_at_call && catch_fork(make_child, nr_carry) == 0;
 	client_for_each(copy_early);
 	mask_before = signals_block_all();
 	client_for_each(lock_early);
 	sigchain_before_fork();
+	errno = saved_errno;
 	if (caught)
 		catch_begin();
 }
@@ -196,18 +200,23 @@ static void prepare(void)
 
 static void let_go_early(struct arena *a)
 {
-	if (!at_call(a))
+	if (!a->trap.on)
 		let_go(a);
+	else if (!caught)
+		open_gate(a);
 }
 
 static void parent(void)
 {
+	int saved_errno = errno;
+
 	if (caught)
 		catch_end();
 	sigchain_after_fork(false);
 	client_for_each(let_go_early);
 	signals_restore(mask_before);
 	pthread_mutex_unlock(&client_mutex);
+	errno = saved_errno;
 }
 
 /* ---- the child ------------------------------------------------------------------------------------ */
@@ -429,21 +438,18 @@ static void attach_late(struct arena *a)
 		disown(a);
 }
 
-static unsigned nr_carry, nr_carry_copied;
+static unsigned nr_carry_copied;
 
 static void count_carriers(struct arena *a)
 {
-	if (!a->carries_thread)
-		return;
-	nr_carry++;
-	nr_carry_copied += a->child_id != 0;
+	nr_carry_copied += a->carries_thread && a->child_id;
 }
 
 static long make_child(void)
 {
 	long r;
 
-	nr_carry = nr_carry_copied = 0;
+	nr_carry_copied = 0;
 	client_for_each(copy_late);
 	client_for_each(count_carriers);
 	if (nr_carry_copied < nr_carry) {
@@ -451,7 +457,7 @@ static long make_child(void)
 		return -ENOMEM;
 	}
 	client_for_each(lock_late);
-	r = catch_clone(nr_carry);
+	r = catch_clone();
 	if (r == 0)
 		client_for_each(attach_late);
 	else
@@ -484,7 +490,7 @@ static void be_born(struct arena *a)
 {
 	int r;
 
-	if (a->foreign)
+	if (load_relaxed(&a->foreign))
 		return;
 	if (a->newborn) {
 		a->newborn = false;
@@ -504,6 +510,8 @@ static void be_born(struct arena *a)
 
 static void child(void)
 {
+	int saved_errno = errno;
+
 	if (caught)
 		catch_end();
 	sigchain_after_fork(true);
@@ -511,6 +519,7 @@ static void child(void)
 	client_for_each(be_born);
 	signals_restore(mask_before);
 	pthread_mutex_unlock(&client_mutex);
+	errno = saved_errno;
 }
 
 static int registered;

@@ -14,6 +14,7 @@
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
  *   calls.c shm.c pages.c attr.c   the public calls
  *   fork.c          a copy of all this for the child of fork(); catch.h, bare.h: how it is there in time
+ *   join.c          pthread_join() where a thread's stack may move
  *   own.h           memory that is not the program's heap
  *
  * Locks, in the order they are taken: an arena's open_mutex (attach, shm_open), client_mutex (open, close,

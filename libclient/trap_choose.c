@@ -105,6 +105,7 @@ static void explain(int r)
 static int use_userfaultfd(struct arena *a)
 {
 	int fd = obtain(a), r;
+	unsigned nr = 0;
 	int fds[2];
 
 	if (fd >= 0)
@@ -112,16 +113,18 @@ static int use_userfaultfd(struct arena *a)
 	explain(fd);
 	if (fd < 0)
 		return fd == -EACCES || fd == -EPROTO ? -EPERM : fd;
-	fds[0] = a->sock;
-	fds[1] = fd;
-	r = agent_start(a, fds, ARRAY_SIZE(fds));
+	fds[nr++] = fd;
+	/* A child of fork() has no connection yet; then the agent makes it. */
+	if (a->sock >= 0)
+		fds[nr++] = a->sock;
+	r = agent_start(a, fds, nr);
 	if (r < 0) {
 		close(fd);
 		reason = failed;
 		return r;
 	}
-	for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
-		close(fds[i]);
+	while (nr)
+		close(fds[--nr]);
 	a->trap.fd = fd;
 	a->trap.on = true;
 	return 0;

@@ -189,6 +189,9 @@ static int map_cow(struct arena *a, const struct tlb_run *run, int fd, unsigned 
 	void *p;
 	int r;
 
+	/* A newborn child has nobody to read the event of a move: it has the page copied (trap_serve.c). */
+	if (!agent_can_move(a))
+		return -EINVAL;
 	agent_moving_soon(a);
 	r = stage_cow(a, run, fd, flags, &p);
 	if (r == -EFAULT) {
@@ -268,8 +271,12 @@ static int trap_unmap(struct tlb *t, uint64_t start, uint64_t end)
 static int move_reservation(struct arena *a, uint64_t addr, uint64_t len)
 {
 	void *p;
-	int r = userfault_reserve(a->trap.fd, NULL, len, &p);
+	int r;
 
+	/* The only thread of a newborn child is waiting for us, so nobody can see the moment between. */
+	if (!agent_can_move(a))
+		return userfault_reserve(a->trap.fd, pointer(addr), len, &p);
+	r = userfault_reserve(a->trap.fd, NULL, len, &p);
 	if (r < 0)
 		return r;
 	agent_moving_soon(a);
