@@ -192,8 +192,8 @@ static void caught(ucontext_t *uc)
 
 static void send_self(const siginfo_t *info)
 {
-	bare_syscall(SYS_rt_tgsigqueueinfo, bare_syscall(SYS_getpid, 0, 0, 0, 0, 0, 0),
-		     thread_id(), SIGSYS, (long)(uintptr_t)info, 0, 0);
+	bare_syscall(SYS_rt_tgsigqueueinfo, bare_syscall(SYS_getpid, 0, 0, 0, 0, 0, 0), thread_id(),
+		     SIGSYS, (long)(uintptr_t)info, 0, 0);
 }
 
 /* Not ours: as if we were not here. */

@@ -4,7 +4,7 @@
  *
  * userfaultfd for accesses of the kernel is not everybody's: a process has the right itself, or it
  * gets a descriptor of /dev/userfaultfd from the daemon; arena_trap_reason() says why it got none.
- * ARENA_TRAP_AUTO is the signal trap until a child of fork() can have a copy under the other one, too.
+ * ARENA_TRAP_AUTO takes it where it is to be had, and the signal trap else.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -132,10 +132,12 @@ static int use_userfaultfd(struct arena *a)
 
 int trap_choose(struct arena *a)
 {
-	/* Who leaves the choice to us may fork, and a child gets a copy under the signal trap only. */
-	if (a->trap.on || a->trap_wanted != ARENA_TRAP_USERFAULTFD)
+	int r;
+
+	if (a->trap.on || a->trap_wanted == ARENA_TRAP_SIGNAL)
 		return 0;
-	return use_userfaultfd(a);
+	r = use_userfaultfd(a);
+	return a->trap_wanted == ARENA_TRAP_AUTO ? 0 : r;
 }
 
 const char *arena_trap_reason(void)

@@ -602,7 +602,7 @@ static void test_deaths(void **state)
 
 	d->expect_deaths = true;
 	pid = client_start(d, fork_on, &deaths);
-	while (!load_acquire(deaths.done) && kill(pid, 0) == 0 && nr < 60) {
+	while (!load_acquire(deaths.done) && kill(pid, 0) == 0 && nr < 25) {
 		siginfo_t info = {0};
 
 		/* From just after the last one was ready to some milliseconds later. */

@@ -86,7 +86,7 @@ void client_run_as(struct test_daemon *d, uid_t uid, client_fn fn, void *arg);
 /* Arm fault points ($ARENA_FAULTPOINTS) in this client; before client_open(). */
 void client_faultpoints(const char *spec);
 
-/* In a client: with the trap that $ARENA_TEST_TRAP names (signal, userfaultfd, auto), else signal. */
+/* In a client: with the trap that $ARENA_TEST_TRAP names (signal, userfaultfd, auto), else auto. */
 arena_t *client_open(struct test_daemon *d);
 arena_t *client_open_trap(struct test_daemon *d, enum arena_trap trap);
 enum arena_trap client_trap(void);
