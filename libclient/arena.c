@@ -231,14 +231,16 @@ static void release_window(struct arena *a)
 /* Undo what attach has made, in any state of it, but for the socket and the registry. */
 static void release_space(struct arena *a)
 {
+	_cleanup_(closep) int doorbell = a->doorbell;
+
 	release_window(a);
 	if (a->mm_map)
 		os_unmap(a->mm_map, a->mm_len);
 	if (a->channel_map)
 		os_unmap(a->channel_map, a->channel_len);
 	a->mm_map = a->channel_map = NULL;
-	closep(&a->doorbell);
-	a->doorbell = -1;
+	/* The bell may still be about to ring it. */
+	store_relaxed(&a->doorbell, -1);
 	tlb_slots_close(&a->tlb);
 	memset(&a->tlb, 0, sizeof(a->tlb));
 	own_free(a->spare, sizeof(*a->spare));

@@ -117,15 +117,16 @@ static int use_userfaultfd(struct arena *a)
 	/* A child of fork() has no connection yet; then the agent makes it. */
 	if (a->sock >= 0)
 		fds[nr++] = a->sock;
+	a->trap.fd = fd; /* its threads look at it */
 	r = agent_start(a, fds, nr);
 	if (r < 0) {
+		a->trap.fd = -1;
 		close(fd);
 		reason = failed;
 		return r;
 	}
 	while (nr)
 		close(fds[--nr]);
-	a->trap.fd = fd;
 	a->trap.on = true;
 	return 0;
 }
