@@ -53,6 +53,8 @@ int os_map_fixed(void *addr, uint64_t len, int fd, uint64_t offset, unsigned fla
 /* Reserve address space (PROT_NONE, MAP_NORESERVE, MADV_DONTFORK). `fixed`: replace what is there;
  * else -EEXIST if [addr, addr+len) is not free. addr NULL: anywhere. */
 int os_reserve(void *addr, uint64_t len, bool fixed, void **out);
+/* Memory of this process, zeroed; a child of fork() has a copy of it. */
+int os_anonymous(uint64_t len, void **out);
 int os_protect(void *addr, uint64_t len, unsigned flags);
 /* Have the host back [addr, addr+len) with zeroed memory now (MADV_POPULATE_WRITE). */
 int os_populate(void *addr, uint64_t len);

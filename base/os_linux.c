@@ -295,6 +295,11 @@ int os_reserve(void *addr, uint64_t len, bool fixed, void **out)
 	return 0;
 }
 
+int os_anonymous(uint64_t len, void **out)
+{
+	return raw_mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, out);
+}
+
 int os_protect(void *addr, uint64_t len, unsigned flags)
 {
 	return syscall(SYS_mprotect, addr, len, to_prot(flags)) < 0 ? -errno : 0;

@@ -33,9 +33,10 @@
 #define CLOSE_RANGE_UNSHARE (1U << 1)
 #endif
 
-#define FEATURES                                                            \
-	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
-	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_REMAP)
+#define FEATURES                                                                            \
+	(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |                 \
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_REMAP | \
+	 UFFD_FEATURE_THREAD_ID)
 #define MODES (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
 #define MAX_EVENTS 16u
 
@@ -104,6 +105,7 @@ int userfault_read(int fd, struct userfault_event *events, unsigned max)
 			.address = msg[i].arg.pagefault.address,
 			.write = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
 			.protected = msg[i].arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+			.thread = msg[i].arg.pagefault.feat.ptid,
 		};
 	}
 	return nr;

@@ -27,8 +27,9 @@ int userfault_open(int device);
 struct userfault_event {
 	uint64_t address; /* of the page */
 	bool write;
-	bool protected; /* the page is mapped, but write-protected */
-	bool moved;     /* no access: userfault_move() goes on */
+	bool protected;  /* the page is mapped, but write-protected */
+	bool moved;      /* no access: userfault_move() goes on */
+	uint32_t thread; /* whose access it is */
 };
 /* Take events, at most 16: how many, 0 if there are none. -EBADF and the like of read(2). */
 int userfault_read(int fd, struct userfault_event *events, unsigned max);

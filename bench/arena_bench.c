@@ -24,7 +24,7 @@ static const struct {
 } sections[] = {
 	{"touch", bench_touch},       {"grain", bench_grain}, {"null", bench_null},
 	{"pages", bench_pages},       {"idle", bench_idle},   {"noise", bench_noise},
-	{"recovery", bench_recovery},
+	{"recovery", bench_recovery}, {"uffd", bench_uffd},
 };
 
 void die(const char *fmt, ...)
@@ -66,6 +66,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 	case 'q':
 		o->quick = true;
 		return 0;
+	case 't':
+		if (strcmp(arg, "signal") && strcmp(arg, "userfaultfd"))
+			argp_error(state, "--trap takes signal or userfaultfd");
+		bench_trap = strcmp(arg, "signal") ? ARENA_TRAP_USERFAULTFD : ARENA_TRAP_SIGNAL;
+		return 0;
 	case 'r':
 		o->runs = (unsigned)strtoul(arg, NULL, 10);
 		if (!o->runs || o->runs > BENCH_MAX_RUNS)
@@ -79,9 +84,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 static const struct argp_option argp_options[] = {
 	{"build", 'b', "DIR", 0, "The build's directory (build)", 0},
 	{"json", 'j', "FILE", 0, "Write the results here, too", 0},
-	{"only", 'o', "LIST", 0, "Of touch,grain,null,pages,idle,noise,recovery only these", 0},
+	{"only", 'o', "LIST", 0, "Of touch,grain,null,pages,idle,noise,recovery,uffd only these",
+	 0},
 	{"quick", 'q', NULL, 0, "Everything once and small: does it run?", 0},
 	{"runs", 'r', "N", 0, "Runs of each measurement (5)", 0},
+	{"trap", 't', "NAME", 0, "Measure with this trap: userfaultfd, or signal, the default", 0},
 	{0},
 };
 

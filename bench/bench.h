@@ -136,8 +136,11 @@ void child_end(struct child *c, struct child_result *out); /* waits for it */
 void child_kill(struct child *c);
 
 void pin_self(int cpu); /* -1: anywhere */
+/* The trap of arenas that child_open() opens: --trap. */
+extern enum arena_trap bench_trap;
 /* A connection and nothing else; fails the child. */
 arena_t *child_open(struct child_result *r, const char *socket);
+arena_t *child_open_trap(struct child_result *r, const char *socket, enum arena_trap trap);
 /* Sorts. p in 0..1 */
 double quantile(double *v, size_t n, double p);
 /* 0 .. n - 1 in random order; from malloc. */
@@ -152,5 +155,6 @@ void bench_pages(const struct bench *b);
 void bench_idle(const struct bench *b);
 void bench_noise(const struct bench *b);
 void bench_recovery(const struct bench *b);
+void bench_uffd(const struct bench *b);
 
 #endif

@@ -167,10 +167,16 @@ void pin_self(int cpu)
 		die("sched_setaffinity: %s", strerror(errno));
 }
 
+enum arena_trap bench_trap = ARENA_TRAP_SIGNAL;
+
 arena_t *child_open(struct child_result *r, const char *socket)
 {
-	struct arena_options options = {
-		.size = sizeof(options), .socket = socket, .trap = ARENA_TRAP_SIGNAL};
+	return child_open_trap(r, socket, bench_trap);
+}
+
+arena_t *child_open_trap(struct child_result *r, const char *socket, enum arena_trap trap)
+{
+	struct arena_options options = {.size = sizeof(options), .socket = socket, .trap = trap};
 	arena_t *a;
 
 	if (arena_open(&options, &a) < 0)

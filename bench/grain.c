@@ -20,20 +20,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "bench/bench.h"
+#include "bench/grain.h"
 
 #define SECTION "grain"
 
-struct grain {
-	const char *socket;
-	unsigned pages;
-	const uint32_t *order;
-	int flags; /* floor: MAP_POPULATE or 0 */
-};
-
-/* Times of one round: the mean of all, and the 99th percentile, ns. */
-static void round_of_touches(const struct grain *g, volatile char *base, struct child_result *r,
-			     unsigned value)
+void grain_round(const struct grain *g, volatile char *base, struct child_result *r, unsigned value)
 {
 	double *took = malloc(g->pages * sizeof(*took));
 	uint64_t start = clock_now(), last = start, now;
@@ -52,8 +43,8 @@ static void round_of_touches(const struct grain *g, volatile char *base, struct 
 	free(took);
 }
 
-static void check_bytes(const struct grain *g, const volatile char *base, char expected,
-			struct child_result *r)
+void grain_check(const struct grain *g, const volatile char *base, char expected,
+		 struct child_result *r)
 {
 	for (unsigned i = 0; i < g->pages; i++)
 		if (base[i * BENCH_PAGE] != expected)
@@ -70,7 +61,7 @@ static void drop_mappings(arena_t *a, char *base, uint64_t bytes, struct child_r
 static void arena_child(void *arg, struct child_result *r)
 {
 	const struct grain *g = arg;
-	arena_t *a = child_open(r, g->socket);
+	arena_t *a = child_open_trap(r, g->socket, g->trap);
 	uint64_t bytes = g->pages * BENCH_PAGE, faults, refills;
 	char *base = arena_mmap(a, NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 				-1, 0);
@@ -79,14 +70,14 @@ static void arena_child(void *arg, struct child_result *r)
 		child_fail(r, "arena_mmap: %s", strerror(errno));
 	if (arena_madvise(a, base, bytes, MADV_NOHUGEPAGE) < 0)
 		child_fail(r, "arena_madvise: %s", strerror(errno));
-	round_of_touches(g, base, r, 0);
+	grain_round(g, base, r, 0);
 	drop_mappings(a, base, bytes, r);
 	faults = status_number(a, "faults");
 	refills = status_number(a, "refills");
-	round_of_touches(g, base, r, 2);
+	grain_round(g, base, r, 2);
 	r->value[4] = (double)(status_number(a, "faults") - faults) / g->pages;
 	r->value[5] = (double)(status_number(a, "refills") - refills) / g->pages;
-	check_bytes(g, base, 2, r);
+	grain_check(g, base, 2, r);
 	arena_close(a);
 }
 
@@ -126,8 +117,8 @@ static void floor_child(void *arg, struct child_result *r)
 		mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (bare.base == MAP_FAILED || sigaction(SIGSEGV, &sa, NULL) < 0)
 		child_fail(r, "a trap for the floor: %s", strerror(errno));
-	round_of_touches(g, bare.base, r, 0);
-	check_bytes(g, bare.base, 1, r);
+	grain_round(g, bare.base, r, 0);
+	grain_check(g, bare.base, 1, r);
 }
 
 static void floor_once(struct grain *g, int flags, struct series *s)
@@ -141,21 +132,29 @@ static void floor_once(struct grain *g, int flags, struct series *s)
 
 /* ---- both ---- */
 
-static void arena_once(struct grain *g, struct series *refill, struct series *fault)
+void grain_arena(const struct grain *g, double value[4])
 {
 	struct child_result r;
 
-	child_run(arena_child, g, &r);
+	child_run(arena_child, (void *)(uintptr_t)g, &r);
 	if (r.value[4] > 0.01 || r.value[5] < 0.9)
 		die("grain: of each page's second touch %.2f faults and %.2f refills: these are "
 		    "not refills of single pages",
 		    r.value[4], r.value[5]);
-	series_add(fault, r.value[0] / NSEC_PER_USEC);
+	memcpy(value, r.value, 4 * sizeof(*value));
+}
+
+static void arena_once(const struct grain *g, struct series *refill, struct series *fault)
+{
+	double value[4];
+
+	grain_arena(g, value);
+	series_add(fault, value[GRAIN_FAULT] / NSEC_PER_USEC);
 	series_add(series_get(SECTION, "fault_p99", "us", "arena, full fault, 99th percentile"),
-		   r.value[1] / NSEC_PER_USEC);
-	series_add(refill, r.value[2] / NSEC_PER_USEC);
+		   value[GRAIN_FAULT_P99] / NSEC_PER_USEC);
+	series_add(refill, value[GRAIN_REFILL] / NSEC_PER_USEC);
 	series_add(series_get(SECTION, "refill_p99", "us", "arena, refill, 99th percentile"),
-		   r.value[3] / NSEC_PER_USEC);
+		   value[GRAIN_REFILL_P99] / NSEC_PER_USEC);
 }
 
 void bench_grain(const struct bench *b)
@@ -170,7 +169,7 @@ void bench_grain(const struct bench *b)
 
 	daemon_start(&d, b, (uint64_t)b->grain_pages * BENCH_PAGE * 8);
 	for (unsigned i = 0; i < b->runs; i++) {
-		struct grain g = {.socket = d.socket, .pages = b->grain_pages};
+		struct grain g = {.socket = d.socket, .pages = b->grain_pages, .trap = bench_trap};
 		uint32_t *order = permutation(b->grain_pages, i + 1);
 
 		say("grain: run %u of %u", i + 1, b->runs);

@@ -18,23 +18,36 @@
 #include "libclient/internal.h"
 
 #define STACK_SIZE (128u << 10)
-#define MAX_FDS 4u
 #define EVENTS 16u
 
 /* ---- threads ---- */
 
-/* Its own arena's, by a model that needs no memory at the first access. */
-static __thread const struct arena *thread_of __attribute__((tls_model("initial-exec")));
+/* Its own arena, by a model that needs no memory at the first access. */
+static __thread struct {
+	const struct arena *of;
+	bool serves;
+} self __attribute__((tls_model("initial-exec")));
 
 bool library_thread_is_of(const struct arena *a)
 {
-	return thread_of == a;
+	return self.of == a;
 }
 
-void library_thread_enter(struct arena *a, const char *name)
+bool library_thread_serves(const struct arena *a)
 {
-	thread_of = a;
+	return self.of == a && self.serves;
+}
+
+void library_thread_enter(struct arena *a, const char *name, bool serves)
+{
+	self.of = a;
+	self.serves = serves;
 	prctl(PR_SET_NAME, name);
+}
+
+const void *library_thread_local(void)
+{
+	return &self;
 }
 
 /*
@@ -152,7 +165,7 @@ static void *bell_main(void *arg)
 	struct arena *a = arg;
 	struct agent *g = &a->agent;
 
-	library_thread_enter(a, "arena-bell");
+	library_thread_enter(a, "arena-bell", false);
 	for (;;) {
 		uint32_t word = load_acquire(&g->bell_word);
 
@@ -160,6 +173,8 @@ static void *bell_main(void *arg)
 			return NULL;
 		if (__atomic_exchange_n(&g->ring, 0, __ATOMIC_SEQ_CST))
 			os_eventfd_ring(load_relaxed(&a->doorbell));
+		if (__atomic_exchange_n(&g->wake, 0, __ATOMIC_SEQ_CST))
+			userfault_wake(a->trap.fd, (void *)(uintptr_t)a->tlb.base, a->tlb.size);
 		read_move(a);
 		os_futex_wait_private(&g->bell_word, word, 0);
 	}
@@ -173,6 +188,17 @@ void client_ring(struct arena *a)
 	}
 	__atomic_store_n(&a->agent.ring, 1, __ATOMIC_SEQ_CST);
 	change(&a->agent.bell_word);
+}
+
+void agent_wake_window(struct arena *a)
+{
+	__atomic_store_n(&a->agent.wake, 1, __ATOMIC_SEQ_CST);
+	change(&a->agent.bell_word);
+}
+
+bool agent_can_move(const struct arena *a)
+{
+	return load_acquire(&a->agent.bell_running);
 }
 
 /* One mover at a time, which counts its moves. */
@@ -221,7 +247,7 @@ static void occupy_low_numbers(void)
 
 static int make_table(const int *fds, unsigned nr)
 {
-	int sorted[MAX_FDS + 1];
+	int sorted[AGENT_MAX_FDS + 1];
 	unsigned n = 0;
 
 #ifdef ARENA_DEBUG
@@ -241,7 +267,7 @@ static int make_bell(struct arena *a)
 {
 	int r = library_thread_start(&a->agent.bell_thread, bell_main, a);
 
-	a->agent.bell_running = r == 0;
+	store_release(&a->agent.bell_running, r == 0);
 	return r;
 }
 
@@ -252,7 +278,7 @@ static void *agent_main(void *arg)
 	struct agent *g = &a->agent;
 	int r;
 
-	library_thread_enter(a, "arena-agent");
+	library_thread_enter(a, "arena-agent", false);
 	r = make_table(s->fds, s->nr);
 	if (r == 0) {
 		occupy_low_numbers();
@@ -277,7 +303,7 @@ int agent_start(struct arena *a, const int *fds, unsigned nr)
 	struct start s = {.arena = a, .fds = fds, .nr = nr};
 	int r;
 
-	ASSERT(nr <= MAX_FDS);
+	ASSERT(nr <= AGENT_MAX_FDS);
 	r = library_thread_start(&a->agent.thread, agent_main, &s);
 	if (r < 0)
 		return r;
@@ -287,8 +313,6 @@ int agent_start(struct arena *a, const int *fds, unsigned nr)
 		pthread_join(a->agent.thread, NULL);
 		return s.r;
 	}
-	for (unsigned i = 0; i < nr; i++)
-		close(fds[i]);
 	store_release(&a->agent.running, true);
 	return 0;
 }

@@ -24,6 +24,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "arena/abi.h"
+
 struct arena;
 
 typedef void job_fn(struct arena *a, void *arg);
@@ -51,8 +53,12 @@ struct agent {
 	/* the bell */
 	uint32_t bell_word; /* futex: changes with each of these */
 	uint32_t ring;      /* the doorbell is to be rung */
+	uint32_t wake;      /* all accesses that are held are to be repeated */
 	uint32_t moving; /* enum agent_moving, and the number of the move times AGENT_NR_STATES */
 };
+
+/* A socket, a doorbell, a userfaultfd, the end of who reads it, and what slots a child inherits. */
+#define AGENT_MAX_FDS (ARENA_MAX_SLOTS + 4u)
 
 enum agent_moving {
 	AGENT_STILL = 0,
@@ -62,8 +68,9 @@ enum agent_moving {
 };
 
 /*
- * The descriptors (numbers in the program's table) move to a table of our own, under the same
- * numbers. On failure they are where they were. Signals are blocked in the new threads.
+ * The descriptors (numbers in the program's table) are in a table of our own from here on, under the same
+ * numbers. Those of the program's table stay, for the caller to close. Signals are blocked in the new
+ * threads.
  */
 int agent_start(struct arena *a, const int *fds, unsigned nr);
 /* After everything else of the arena: the table goes with its last thread. */
@@ -75,7 +82,10 @@ void agent_run(struct arena *a, job_fn *fn, void *arg);
 
 /* Ring the daemon's doorbell. Any thread; it is done soon. */
 void client_ring(struct arena *a);
-/* Have the event of a moved mapping read: around the move. Under the tlb lock. */
+/* Have all accesses that are held repeated, and reported again. */
+void agent_wake_window(struct arena *a);
+/* Have the event of a moved mapping read: around the move, if there is somebody to. Under the tlb lock. */
+bool agent_can_move(const struct arena *a);
 void agent_moving_soon(struct arena *a);
 void agent_moving_now(struct arena *a);
 void agent_moved(struct arena *a);
@@ -89,8 +99,11 @@ void jobs_do(struct arena *a, struct job_list *l);
 
 /* A thread of the library: small stack, signals blocked but for those the C library needs. */
 int library_thread_start(pthread_t *thread, void *(*fn)(void *), void *arg);
-/* At its begin: it is one of this arena's, and called so. */
-void library_thread_enter(struct arena *a, const char *name);
+/* At its begin: it is one of this arena's, and called so; the one that `serves` is the fault thread. */
+void library_thread_enter(struct arena *a, const char *name, bool serves);
+bool library_thread_serves(const struct arena *a);
+/* The thread-local data that all this is in. */
+const void *library_thread_local(void);
 /* Is the calling thread one of them? */
 bool library_thread_is_of(const struct arena *a);
 

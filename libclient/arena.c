@@ -22,10 +22,10 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/faultpoint.h"
-#include "base/mem.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/internal.h"
+#include "libclient/own.h"
 
 #define WAIT_DEFAULT_MS 60000u
 #define CLOSE_WAIT NSEC_PER_SEC /* for the answer to bye */
@@ -222,6 +222,7 @@ static void release_window(struct arena *a)
 	flush_thread_stop(a);
 	userfault_trap_stop(a);
 	tlb_notes_exit(&a->tlb);
+	stale_exit(&a->tlb);
 	if (a->tlb.size)
 		os_unmap((void *)(uintptr_t)a->tlb.base, a->tlb.size);
 	a->tlb.size = 0;
@@ -230,17 +231,19 @@ static void release_window(struct arena *a)
 /* Undo what attach has made, in any state of it, but for the socket and the registry. */
 static void release_space(struct arena *a)
 {
+	_cleanup_(closep) int doorbell = a->doorbell;
+
 	release_window(a);
 	if (a->mm_map)
 		os_unmap(a->mm_map, a->mm_len);
 	if (a->channel_map)
 		os_unmap(a->channel_map, a->channel_len);
 	a->mm_map = a->channel_map = NULL;
-	closep(&a->doorbell);
-	a->doorbell = -1;
+	/* The bell may still be about to ring it. */
+	store_relaxed(&a->doorbell, -1);
 	tlb_slots_close(&a->tlb);
 	memset(&a->tlb, 0, sizeof(a->tlb));
-	free(a->spare);
+	own_free(a->spare, sizeof(*a->spare));
 	a->spare = NULL;
 }
 
@@ -300,7 +303,9 @@ int client_map_shared(struct arena *a, int mm_fd, int channel_fd)
 	    t->header->window_base != t->base || t->header->window_size != t->size)
 		return -EPROTO;
 	t->applied = load_acquire(&t->channel->flush_head);
-	t->max_maps = os_max_map_count() / 4 * 3;
+	/* In the child of fork() it is known already, and may not be looked up. */
+	if (!t->max_maps)
+		t->max_maps = os_max_map_count() / 4 * 3;
 	mailboxes_init(&a->mail, (struct arena_mailbox *)(channel + ARENA_CHANNEL_MAILBOXES));
 	return 0;
 }
@@ -345,7 +350,8 @@ static int attach(struct arena *a)
 	if (link_state(a) == LINK_DEAD)
 		return -ECONNRESET;
 	store_release(&a->attaching, 1);
-	a->spare = mem_alloc(sizeof(*a->spare));
+	if (!a->spare)
+		a->spare = own_alloc(sizeof(*a->spare));
 	r = a->spare ? reserve_window(a) : -ENOMEM;
 	if (r == 0 && a->trap.on)
 		r = userfault_trap_reserve(a);
@@ -451,7 +457,8 @@ static void free_arena(struct arena *a)
 		closep(&a->sock);
 	pthread_mutex_destroy(&a->sock_mutex);
 	pthread_mutex_destroy(&a->open_mutex);
-	free(a);
+	bare_free(&a->nurse);
+	own_free(a, sizeof(*a));
 }
 
 static int open_arena(const struct arena_options *options, struct arena **out)
@@ -465,7 +472,7 @@ static int open_arena(const struct arena_options *options, struct arena **out)
 	r = fork_handlers_register();
 	if (r < 0)
 		return r;
-	a = mem_alloc(sizeof(*a));
+	a = own_alloc(sizeof(*a));
 	if (!a)
 		return -ENOMEM;
 	a->sock = a->doorbell = -1;

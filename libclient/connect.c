@@ -279,7 +279,7 @@ int sock_hello(struct arena *a, int sock, struct sock_buffer *b, uint64_t deadli
 	hello.abi_major = ARENA_ABI_MAJOR;
 	hello.abi_minor = ARENA_ABI_MINOR;
 	hello.library = (char *)CLIENT_VERSION;
-	hello.comm = program_invocation_short_name;
+	hello.comm = a->comm;
 	request.call_case = ARENA__REQUEST__CALL_HELLO;
 	request.hello = &hello;
 	request.id = __atomic_add_fetch(&a->sock_id, 1, __ATOMIC_RELAXED);
@@ -461,7 +461,11 @@ int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 int connect_daemon(struct arena *a, const char *path)
 {
 	struct timespec pause = {0};
-	int r = socket_path(path, &a->address, &a->own_path);
+	int r;
+
+	/* Later it may lie where no newborn child can read. */
+	snprintf(a->comm, sizeof(a->comm), "%s", program_invocation_short_name);
+	r = socket_path(path, &a->address, &a->own_path);
 
 	if (r == 0)
 		r = connect_patiently(a, link_deadline(a), &pause);

@@ -48,7 +48,7 @@ static void *flush_main(void *arg)
 	struct arena *a = arg;
 	struct arena_channel_header *ch = a->tlb.channel;
 
-	library_thread_enter(a, "arena-flush");
+	library_thread_enter(a, "arena-flush", false);
 	for (;;) {
 		uint32_t word = load_acquire(&ch->flush_word);
 		uint64_t pause = 0;
@@ -68,7 +68,7 @@ int flush_thread_start(struct arena *a)
 {
 	int r = library_thread_start(&a->flush_thread, flush_main, a);
 
-	a->flush_running = r == 0;
+	store_release(&a->flush_running, r == 0);
 	return r;
 }
 
@@ -98,5 +98,5 @@ void flush_thread_stop(struct arena *a)
 	store_release(&a->flush_stop, 1);
 	flush_thread_nudge(a);
 	pthread_join(a->flush_thread, NULL);
-	a->flush_running = false;
+	store_release(&a->flush_running, false);
 }

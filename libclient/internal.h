@@ -13,7 +13,9 @@
  *   agent.h         where descriptors are that the program cannot close
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
  *   calls.c calls_lock.c shm.c pages.c attr.c   the public calls
- *   fork.c          the child of fork() has none of this
+ *   fork.c          a copy of all this for the child of fork(); catch.h, bare.h: how it is there in time
+ *   join.c          pthread_join() where a thread's stack may move
+ *   own.h           memory that is not the program's heap
  *
  * Locks, in the order they are taken: an arena's open_mutex (attach, shm_open), client_mutex (open, close,
  * fork), an arena's sock_mutex, its tlb lock, the lock of sigchain.c. The last two are small_locks that
@@ -35,6 +37,7 @@
 #include "arena/abi.h"
 #include "arena/arena.h"
 #include "libclient/agent.h"
+#include "libclient/bare.h"
 #include "libclient/tlb.h"
 #include "libclient/trap.h"
 #include "proto/frame.h"
@@ -74,6 +77,7 @@ struct arena {
 	uint64_t sock_id; /* of the last request, over all connections */
 	struct sockaddr_un address;
 	bool own_path;
+	char comm[32];
 	int refusal;      /* -errno that the daemon gave as its last word */
 	uint32_t link;    /* futex: enum link_state */
 	uint32_t look;    /* somebody waits: the flush thread is to check the socket */
@@ -101,10 +105,16 @@ struct arena {
 	bool trapped; /* counted by trap_install() */
 
 	/* fork.c */
-	uint32_t forking;  /* futex: 1 between the copy and the child */
-	pid_t forker;      /* thread */
-	uint32_t child_id; /* of the copy; 0: none, the child has no arena */
+	uint32_t forking;    /* futex: 1 between the copy and the child */
+	pid_t forker;        /* thread */
+	uint64_t fork_since; /* clock_now() */
+	uint32_t gated;      /* an access waits for the gate to open */
+	uint32_t child_id;   /* of the copy; 0: none, the child has no arena */
 	uint8_t child_token[16];
+	enum arena_trap child_trap;
+	bool carries_thread; /* the stack or the thread-local data of who forks lie in it */
+	bool newborn;        /* attached to the copy, served by the nurse: it has no threads yet */
+	struct bare nurse;   /* where the thread runs that serves it until then */
 	enum arena_trap trap_wanted;
 	struct userfault_trap trap;
 	struct agent agent;
@@ -201,8 +211,12 @@ bool link_owns_socket(const struct arena *a);
 
 /* One attempt. 0 or -errno. */
 int link_reconnect(struct arena *a, uint64_t deadline);
-/* In the child of fork(): attach to its own copy, whose number and token are in place. */
-int link_attach_child(struct arena *a, uint64_t deadline);
+/*
+ * In the child of fork(): attach to its own copy, whose number and token are in place. `userfault`: its
+ * trap is that; -EPERM, -EOPNOTSUPP: it is not to be had, and nothing has happened. With nothing
+ * but system calls.
+ */
+int link_attach_child(struct arena *a, uint64_t deadline, bool userfault);
 /* The flush thread: try, if it is time to. 0: the link is not lost any more; else ns to sleep. */
 uint64_t link_restore(struct arena *a);
 
@@ -249,5 +263,7 @@ void sigchain_after_fork(bool child);
 int fork_handlers_register(void);
 /* In a trap: another thread is in fork(), whose child shall have the memory of one moment. */
 void fork_gate(struct arena *a);
+/* The same for the access of a thread that is held: not now? Then it is repeated when the gate opens. */
+bool fork_gate_holds(struct arena *a, pid_t thread);
 
 #endif

@@ -65,7 +65,7 @@ void link_die(struct arena *a)
 
 void link_lost(struct arena *a)
 {
-	if (leave(a, LINK_UP, LINK_LOST) && load_acquire(&a->attached))
+	if (leave(a, LINK_UP, LINK_LOST) && load_acquire(&a->flush_running))
 		flush_thread_nudge(a);
 }
 

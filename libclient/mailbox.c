@@ -161,7 +161,7 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 	ASSERT(!small_lock_held(&a->tlb.lock));
 	if (link_state(a) == LINK_DEAD || link_told(a))
 		return -ECONNRESET;
-	nr = userfault_trap_serving(a) ? TRAP_MAILBOX : take(a);
+	nr = library_thread_serves(a) ? TRAP_MAILBOX : take(a);
 	if (nr < 0)
 		return nr;
 	r = exchange(a, nr, request, m);

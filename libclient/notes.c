@@ -120,6 +120,13 @@ static uint64_t next_note(uint64_t page)
 	return ALIGN_DOWN(page, 64) + 64;
 }
 
+uint64_t tlb_note_starts(const struct tlb *t, uint64_t page)
+{
+	const struct tlb_note *n = note_of(t, page);
+
+	return n ? n->starts : 0;
+}
+
 bool tlb_note_is_mapped(const struct tlb *t, uint64_t page)
 {
 	const struct tlb_note *n = note_of(t, page);

@@ -108,12 +108,14 @@ static int ask_slots(struct attempt *t)
 	for (unsigned slot = 1; slot < ARENA_MAX_SLOTS; slot++) {
 		int fd, r;
 
-		if (tlb_slot_fd(&a->tlb, slot) < 0)
+		if (!tlb_slot_is_known(&a->tlb, slot))
 			continue;
 		r = ask_slot(t, slot, &fd);
 		if (r == 0)
 			replace_slot(a, slot, fd);
-		else if (r != -ENOENT)
+		else if (r == -ENOENT)
+			tlb_slot_is_gone(&a->tlb, slot);
+		else
 			return r;
 	}
 	return 0;
@@ -188,16 +190,50 @@ int link_reconnect(struct arena *a, uint64_t deadline)
 	return 0;
 }
 
-int link_attach_child(struct arena *a, uint64_t deadline)
+static int ask_device(struct attempt *t)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__UserfaultDevice call = ARENA__USERFAULT_DEVICE__INIT;
+	unsigned nr = 0;
+	int fd = -1, r;
+
+	request.call_case = ARENA__REQUEST__CALL_USERFAULT_DEVICE;
+	request.userfault_device = &call;
+	r = ask(t, &request, &fd, 1, &nr);
+	return r < 0 ? r : nr ? fd : -EPERM;
+}
+
+/* A userfaultfd of this process, and the window registered with it. */
+static int make_trap(struct attempt *t)
+{
+	struct arena *a = t->arena;
+	int fd = trap_open_own();
+
+	if (fd == -EPERM) {
+		fd = ask_device(t);
+		if (fd >= 0)
+			fd = trap_open_device(fd);
+	}
+	if (fd < 0)
+		return fd;
+	a->trap.fd = client_high_fd(fd);
+	a->trap.on = true;
+	return userfault_trap_reserve(a);
+}
+
+int link_attach_child(struct arena *a, uint64_t deadline, bool userfault)
 {
 	struct attempt t = {.arena = a, .sock = -1, .deadline = deadline, .b = a->spare};
 	int r = sock_connect(a, &t.sock);
 
 	if (r == 0)
 		r = sock_hello(a, t.sock, t.b, deadline);
+	if (r == 0 && userfault && !a->trap.on)
+		r = make_trap(&t);
 	if (r == 0)
 		r = ask_attach(&t);
-	if (r == 0)
+	/* Perhaps not the first attempt. */
+	if (r == 0 && !a->tlb.channel)
 		r = client_map_shared(a, t.fds[FD_MM], t.fds[FD_CHANNEL]);
 	if (r == 0) {
 		install(&t);

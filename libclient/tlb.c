@@ -16,9 +16,11 @@
 #include <unistd.h>
 
 #include "base/faultpoint.h"
-#include "base/mem.h"
 #include "base/os.h"
 #include "base/util.h"
+#include "libclient/own.h"
+
+#define SLOT_LOST (-1) /* in the place of a descriptor plus one */
 
 uint64_t tlb_lock(struct tlb *t, bool blocked)
 {
@@ -80,7 +82,7 @@ static ino_t ino_of(int fd)
 /* The program may have closed it, and what has its number now is not ours to map or to close. */
 static bool slot_is_ours(const struct tlb_slot *s)
 {
-	return s->number && s->ino && ino_of(s->number - 1) == s->ino;
+	return s->number > 0 && s->ino && ino_of(s->number - 1) == s->ino;
 }
 
 static void slot_put(struct tlb_slot *s, int fd)
@@ -98,7 +100,7 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 	if (slot >= ARENA_MAX_SLOTS || fd < 0)
 		return -EBADF;
 	if (!t->slots[slot / SLOTS_PER_CHUNK]) {
-		chunk = mem_array(SLOTS_PER_CHUNK, sizeof(*chunk));
+		chunk = own_alloc(SLOTS_PER_CHUNK * sizeof(*chunk));
 		if (!chunk)
 			return -ENOMEM;
 		store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
@@ -136,13 +138,35 @@ void tlb_slots_forget(struct tlb *t)
 			memset(t->slots[c], 0, SLOTS_PER_CHUNK * sizeof(*t->slots[c]));
 }
 
+bool tlb_slot_is_known(const struct tlb *t, unsigned slot)
+{
+	const struct tlb_slot *s = slot_at(t, slot);
+
+	return s && s->number;
+}
+
+void tlb_slots_lose(struct tlb *t)
+{
+	for (unsigned slot = 0; slot < ARENA_MAX_SLOTS; slot++)
+		if (tlb_slot_is_known(t, slot))
+			*slot_at(t, slot) = (struct tlb_slot){.number = SLOT_LOST};
+}
+
+void tlb_slot_is_gone(struct tlb *t, unsigned slot)
+{
+	struct tlb_slot *s = slot_at(t, slot);
+
+	if (s->number == SLOT_LOST)
+		s->number = 0;
+}
+
 void tlb_slots_close(struct tlb *t)
 {
 	for (unsigned c = 0; c < ARRAY_SIZE(t->slots); c++) {
 		for (unsigned i = 0; t->slots[c] && i < SLOTS_PER_CHUNK; i++)
 			if (slot_is_ours(&t->slots[c][i]))
 				close(t->slots[c][i].number - 1);
-		free(t->slots[c]);
+		own_free(t->slots[c], SLOTS_PER_CHUNK * sizeof(*t->slots[c]));
 		t->slots[c] = NULL;
 	}
 }
@@ -201,26 +225,14 @@ static void forget(struct tlb *t)
 void tlb_drop(struct tlb *t)
 {
 	BUG_ON(tlb_ops(t)->drop(t) < 0);
-	if (tlb_ops(t)->keeps_mappings)
-		t->nr_stale += t->nr_starts + t->nr_pieces;
 	forget(t);
 }
 
 static void evict(struct tlb *t)
 {
 	BUG_ON(tlb_ops(t)->evict(t) < 0);
-	t->nr_stale = 0;
 	forget(t);
 	count(&t->channel->evictions, 1);
-}
-
-static void note_unmapped(struct tlb *t, uint64_t page, uint64_t nr)
-{
-	uint64_t before = tlb_nr_maps(t);
-
-	tlb_note_unmapped(t, page, nr);
-	if (tlb_ops(t)->keeps_mappings && tlb_nr_maps(t) < before)
-		t->nr_stale += before - tlb_nr_maps(t);
 }
 
 static void mark_bits(uint64_t *words, unsigned first, unsigned nr, bool set)
@@ -423,7 +435,7 @@ void tlb_unmap(struct tlb *t, uint64_t start, uint64_t end)
 		evict(t);
 		return;
 	}
-	note_unmapped(t, first, last - first);
+	tlb_note_unmapped(t, first, last - first);
 	clear_accessed(t, from, to);
 }
 

@@ -68,7 +68,6 @@ struct tlb_ops {
 	/* How many leaves like `pte`, which is that of `addr`, one run may have. */
 	unsigned (*max_leaves)(const struct tlb *t, uint64_t addr, uint64_t pte);
 	bool wrprotects; /* mprotect(2) takes rights away without harm; else such ranges are unmapped */
-	bool keeps_mappings; /* unmap() and drop() leave the kernel's mappings where they are */
 };
 extern const struct tlb_ops tlb_reservation_ops; /* the signal trap's */
 
@@ -94,9 +93,11 @@ struct tlb {
 	struct small_lock lock;
 	struct tlb_note *notes;
 	uint64_t nr_starts, nr_pieces;
-	uint64_t nr_stale; /* kernel mappings left by unmap() and drop(), at most */
-	uint64_t max_maps; /* drop everything above this estimate */
-	uint64_t applied;  /* flushes done; read without the lock, too */
+	/* kernel mappings that the trap left where nothing is mapped, at most: see stale.c */
+	uint64_t nr_stale, *stale;
+	uint64_t stale_ready[NOTE_CHUNKS_MAX / 64];
+	uint64_t max_maps;                    /* drop everything above this estimate */
+	uint64_t applied;                     /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
 
@@ -172,6 +173,20 @@ static inline uint64_t tlb_nr_maps(const struct tlb *t)
 	return t->nr_starts + t->nr_pieces + t->nr_stale + 1;
 }
 
+/* The notes of the 64 pages from `page`: which of them begin a kernel mapping. */
+uint64_t tlb_note_starts(const struct tlb *t, uint64_t page);
+
+/* ---- stale.c; for traps that leave mappings behind ---- */
+
+int stale_init(struct tlb *t); /* after base and size are set */
+void stale_exit(struct tlb *t);
+/* Before they are noted unmapped: the mappings of [first, end) stay; those of the whole window. */
+void stale_add(struct tlb *t, uint64_t first, uint64_t end);
+void stale_add_all(struct tlb *t);
+/* They are gone: something is mapped over them; all. */
+void stale_replaced(struct tlb *t, uint64_t first, uint64_t end);
+void stale_forget(struct tlb *t);
+
 /* ---- tlb.c ---- */
 
 /*
@@ -225,5 +240,9 @@ int tlb_slot_set(struct tlb *t, unsigned slot, int fd);
 int tlb_slot_replace(struct tlb *t, unsigned slot, int fd);
 void tlb_slots_close(struct tlb *t);
 void tlb_slots_forget(struct tlb *t); /* they are the program's now */
+/* In the child of fork(), whose descriptors they are not: slots are known, and have none. */
+void tlb_slots_lose(struct tlb *t);
+bool tlb_slot_is_known(const struct tlb *t, unsigned slot);
+void tlb_slot_is_gone(struct tlb *t, unsigned slot); /* one that was lost is not in use any more */
 
 #endif

@@ -3,7 +3,7 @@
  * trap.h - how misses reach the library: two traps behind one interface.
  *
  *   trap_signal.c       SIGSEGV, on the thread that faults
- *   trap_userfaultfd.c  events, on a thread of the library's
+ *   trap_userfaultfd.c  events, on a thread of the library's; with trap_serve.c, trap_program.c
  *   trap_choose.c       which of them, and what to tell people
  */
 #ifndef LIBCLIENT_TRAP_H
@@ -47,6 +47,11 @@ struct userfault_trap {
 
 /* ---- trap_choose.c ---- */
 
+/* A userfaultfd by this process's own rights, or -errno. */
+int trap_open_own(void);
+/* The same by a descriptor of the device; it is closed. */
+int trap_open_device(int device);
+
 /*
  * Decide on the trap that was asked for: before the arena is attached, under client_mutex or before
  * anybody else has it. -EPERM, -EOPNOTSUPP: userfaultfd was asked for and is not to be had.
@@ -80,9 +85,12 @@ void userfault_trap_stop(struct arena *a);
 /* client_fault() for this trap: what reached the thread as a signal. */
 int userfault_trap_signal(struct arena *a, uint64_t addr, unsigned access,
 			  struct fault_signal *refused);
-/* Is the calling thread the one that serves? It has a mailbox to itself: those that it serves may wait
- * with all others in their hands. */
-bool userfault_trap_serving(const struct arena *a);
+/*
+ * In a newborn child: serve in a thread that the C library knows nothing of, until userfault_trap_start()'s
+ * takes its place, or it is dismissed.
+ */
+int userfault_trap_nurse(struct arena *a);
+void userfault_trap_dismiss(struct arena *a);
 /* A call succeeded that may have made valid what was refused before. */
 void userfault_trap_forgive(struct arena *a);
 

@@ -4,7 +4,7 @@
  *
  * userfaultfd for accesses of the kernel is not everybody's: a process has the right itself, or it
  * gets a descriptor of /dev/userfaultfd from the daemon; arena_trap_reason() says why it got none.
- * ARENA_TRAP_AUTO is the signal trap until a child of fork() can have a copy under the other one, too.
+ * ARENA_TRAP_AUTO takes it where it is to be had, and the signal trap else.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -69,15 +69,27 @@ void trap_keep(struct arena *a)
 	closep(&fd);
 }
 
+int trap_open_own(void)
+{
+	return faultpoint("client.userfault") ? -EPERM : userfault_open(-1);
+}
+
+int trap_open_device(int device)
+{
+	int fd = userfault_open(device);
+
+	close(device);
+	return fd;
+}
+
 static int obtain(struct arena *a)
 {
-	_cleanup_(closep) int device = -1;
-	int fd = faultpoint("client.userfault") ? -EPERM : userfault_open(-1);
+	int fd = trap_open_own(), device;
 
 	if (fd != -EPERM)
 		return fd;
 	device = ask_for_device(a);
-	return device < 0 ? device : userfault_open(device);
+	return device < 0 ? device : trap_open_device(device);
 }
 
 static void explain(int r)
@@ -93,6 +105,7 @@ static void explain(int r)
 static int use_userfaultfd(struct arena *a)
 {
 	int fd = obtain(a), r;
+	unsigned nr = 0;
 	int fds[2];
 
 	if (fd >= 0)
@@ -100,25 +113,32 @@ static int use_userfaultfd(struct arena *a)
 	explain(fd);
 	if (fd < 0)
 		return fd == -EACCES || fd == -EPROTO ? -EPERM : fd;
-	fds[0] = a->sock;
-	fds[1] = fd;
-	r = agent_start(a, fds, ARRAY_SIZE(fds));
+	fds[nr++] = fd;
+	/* A child of fork() has no connection yet; then the agent makes it. */
+	if (a->sock >= 0)
+		fds[nr++] = a->sock;
+	a->trap.fd = fd; /* its threads look at it */
+	r = agent_start(a, fds, nr);
 	if (r < 0) {
+		a->trap.fd = -1;
 		close(fd);
 		reason = failed;
 		return r;
 	}
-	a->trap.fd = fd;
+	while (nr)
+		close(fds[--nr]);
 	a->trap.on = true;
 	return 0;
 }
 
 int trap_choose(struct arena *a)
 {
-	/* Who leaves the choice to us may fork, and a child gets a copy under the signal trap only. */
-	if (a->trap.on || a->trap_wanted != ARENA_TRAP_USERFAULTFD)
+	int r;
+
+	if (a->trap.on || a->trap_wanted == ARENA_TRAP_SIGNAL)
 		return 0;
-	return use_userfaultfd(a);
+	r = use_userfaultfd(a);
+	return a->trap_wanted == ARENA_TRAP_AUTO ? 0 : r;
 }
 
 const char *arena_trap_reason(void)

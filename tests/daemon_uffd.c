@@ -34,7 +34,7 @@ static const char *trap_of(struct test_daemon *d, enum arena_trap trap)
 static void do_choice_of_member(struct test_daemon *d, void *arg)
 {
 	(void)arg;
-	CHECK(strcmp(trap_of(d, ARENA_TRAP_AUTO), "signal") == 0);
+	CHECK(strcmp(trap_of(d, ARENA_TRAP_AUTO), "userfaultfd") == 0);
 	CHECK(strcmp(arena_trap_reason(), "") == 0);
 	CHECK(strcmp(trap_of(d, ARENA_TRAP_USERFAULTFD), "userfaultfd") == 0);
 	CHECK(strcmp(trap_of(d, ARENA_TRAP_SIGNAL), "signal") == 0);

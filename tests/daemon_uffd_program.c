@@ -417,36 +417,20 @@ static void do_fork(struct test_daemon *d, void *arg)
 	arena_t *a = uffd_open(d);
 	char *p = client_map(a, LEAF), *fresh = client_map(a, LEAF);
 	char *const argv[] = {(char *)"true", NULL};
-	int fd[2], status;
 	pid_t pid;
 
 	(void)arg;
-	CHECK_OK(pipe2(fd, O_CLOEXEC));
 	pattern_fill(p, LEAF, 6);
-	for (int i = 0; i < 2; i++) {
-		char *at = i ? fresh : p;
-
-		/* Neither what is mapped nor what is not reads as anything. */
-		pid = fork();
-		CHECK(pid >= 0);
-		if (!pid) {
-			signal(SIGSEGV, SIG_DFL);
-			_exit(*(volatile char *)at);
-		}
-		status = wait_status(pid);
-		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
-		pid = fork();
-		CHECK(pid >= 0);
-		if (!pid)
-			_exit(write(fd[1], at, 1) == -1 && errno == EFAULT ? 0 : 1);
-		CHECK(wait_status(pid) == 0);
-	}
 	pid = fork();
 	CHECK(pid >= 0);
 	if (!pid) {
 		arena_t *mine;
 
-		CHECK_ERRNO(arena_null(a), EBADF);
+		CHECK(pattern_is(p, LEAF, 6));
+		CHECK(is_zero(fresh, LEAF));
+		use_all(a);
+		close_by_range();
+		use_all(a);
 		arena_close(a);
 		mine = uffd_open(d);
 		touch_everything(mine);
@@ -463,8 +447,59 @@ static void do_fork(struct test_daemon *d, void *arg)
 	arena_close(a);
 }
 
+/* A child that cannot have a copy has nothing: what is mapped and what is not reads as nothing. */
+static void do_orphan(struct test_daemon *d, void *arg)
+{
+	struct arena_options options = {.size = sizeof(options),
+					.socket = d->socket,
+					.trap = ARENA_TRAP_USERFAULTFD,
+					.wait_ms = 100};
+	arena_t *a;
+	char *p[2];
+	int fd[2], status;
+	pid_t pid;
+
+	(void)arg;
+	CHECK_OK(pipe2(fd, O_CLOEXEC));
+	CHECK_OK(arena_open(&options, &a));
+	p[0] = client_map(a, LEAF);
+	p[1] = client_map(a, LEAF);
+	pattern_fill(p[0], LEAF, 6);
+	/* The daemon answers no more. */
+	CHECK_OK(kill(daemon_worker_pid(d), SIGSTOP));
+	CHECK_ERRNO(arena_null(a), ECONNRESET);
+	for (int i = 0; i < 2; i++) {
+		pid = fork();
+		CHECK(pid >= 0);
+		if (!pid) {
+			signal(SIGSEGV, SIG_DFL);
+			_exit(*(volatile char *)p[i]);
+		}
+		status = wait_status(pid);
+		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+		pid = fork();
+		CHECK(pid >= 0);
+		if (!pid) {
+			CHECK(write(fd[1], p[i], 1) == -1 && errno == EFAULT);
+			CHECK_ERRNO(arena_null(a), EBADF);
+			arena_close(a);
+			_exit(0);
+		}
+		CHECK(wait_status(pid) == 0);
+	}
+	CHECK_OK(kill(daemon_worker_pid(d), SIGCONT));
+	arena_close(a);
+}
+
+static void test_orphan(void **state)
+{
+	client_run(*state, do_orphan, NULL);
+}
+
 static void test_fork(void **state)
 {
+	if (TEST_TSAN)
+		skip(); /* it does not forget the threads of the parent */
 	uffd_run(*state, do_fork, NULL);
 }
 
@@ -543,7 +578,8 @@ int main(void)
 		daemon_test(test_flushed_stack), daemon_test(test_altstack),
 		daemon_test(test_closed),        daemon_test(test_closed_at_once),
 		daemon_test(test_eof),           daemon_test(test_setuid),
-		daemon_test(test_fork),          daemon_test(test_end),
+		daemon_test(test_fork),          daemon_test(test_orphan),
+		daemon_test(test_end),
 	};
 
 	return cmocka_run_group_tests(tests, uffd_group_setup, daemon_group_teardown);

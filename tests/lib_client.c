@@ -106,6 +106,13 @@ void client_wait_stopped(pid_t pid)
 	assert_true(WIFSTOPPED(status));
 }
 
+void client_wait_ended(pid_t pid)
+{
+	siginfo_t info;
+
+	assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
+}
+
 void client_run_as(struct test_daemon *d, uid_t uid, client_fn fn, void *arg)
 {
 	client_wait(client_start_as(d, uid, fn, arg));
@@ -125,13 +132,13 @@ enum arena_trap client_trap(void)
 {
 	const char *trap = getenv("ARENA_TEST_TRAP");
 
-	if (!trap || strcmp(trap, "signal") == 0)
+	if (!trap || strcmp(trap, "auto") == 0)
+		return ARENA_TRAP_AUTO;
+	if (strcmp(trap, "signal") == 0)
 		return ARENA_TRAP_SIGNAL;
+	CHECK(strcmp(trap, "userfaultfd") == 0);
 	/* Others may have it, or not. */
-	if (strcmp(trap, "userfaultfd") == 0)
-		return geteuid() ? ARENA_TRAP_AUTO : ARENA_TRAP_USERFAULTFD;
-	CHECK(strcmp(trap, "auto") == 0);
-	return ARENA_TRAP_AUTO;
+	return geteuid() ? ARENA_TRAP_AUTO : ARENA_TRAP_USERFAULTFD;
 }
 
 arena_t *client_open_trap(struct test_daemon *d, enum arena_trap trap)

@@ -78,13 +78,15 @@ void client_wait(pid_t pid);
 void client_wait_signal(pid_t pid, int sig);
 /* It stopped, by SIGSTOP or a fault point. */
 void client_wait_stopped(pid_t pid);
+/* It ended, and is left to be waited for. */
+void client_wait_ended(pid_t pid);
 /* Start, wait. */
 void client_run(struct test_daemon *d, client_fn fn, void *arg);
 void client_run_as(struct test_daemon *d, uid_t uid, client_fn fn, void *arg);
 /* Arm fault points ($ARENA_FAULTPOINTS) in this client; before client_open(). */
 void client_faultpoints(const char *spec);
 
-/* In a client: with the trap that $ARENA_TEST_TRAP names (signal, userfaultfd, auto), else signal. */
+/* In a client: with the trap that $ARENA_TEST_TRAP names (signal, userfaultfd, auto), else auto. */
 arena_t *client_open(struct test_daemon *d);
 arena_t *client_open_trap(struct test_daemon *d, enum arena_trap trap);
 enum arena_trap client_trap(void);

@@ -27,7 +27,7 @@ typedef struct arena arena_t;
 
 /* How misses of the software TLB reach the library: docs/client.md, "The two traps". */
 enum arena_trap {
-	ARENA_TRAP_AUTO,       /* in this version the signal trap */
+	ARENA_TRAP_AUTO,       /* userfaultfd where it is permitted, else SIGSEGV */
 	ARENA_TRAP_SIGNAL,     /* SIGSEGV: any user, lowest latency, with limits */
 	ARENA_TRAP_USERFAULTFD /* userfaultfd(2): system calls and blocked signals fault, too */
 };
@@ -54,8 +54,8 @@ struct arena_options {
 int arena_open(const struct arena_options *options, arena_t **out);
 /* "signal" or "userfaultfd": what this arena uses, and goes on using. NULL and errno. */
 const char *arena_trap_name(arena_t *a);
-/* Why userfaultfd was not to be had when this thread last opened, or first used, an arena that was
- * to use it, in one line that says what would permit it; "" if it was. */
+/* Why userfaultfd was not to be had when this thread last opened, or first used, an arena that could
+ * have used it, in one line that says what would permit it; "" if it was. */
 const char *arena_trap_reason(void);
 
 /* Unmap everything, give all memory back and free the handle. NULL is allowed. */
