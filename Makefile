@@ -108,7 +108,7 @@ BENCHES :=
 include base/room.mk proto/room.mk numa/room.mk
 include daemon/sync/room.mk daemon/store/room.mk daemon/phys/room.mk daemon/virt/room.mk
 include daemon/machine/room.mk daemon/service/room.mk daemon/files/room.mk
-include libclient/room.mk daemon/room.mk tools/room.mk examples/room.mk
+include libclient/room.mk libclient/preload/room.mk daemon/room.mk tools/room.mk examples/room.mk
 include tests/room.mk bench/room.mk fuzz/room.mk
 include build-aux/install.mk
 

@@ -26,6 +26,7 @@ tool pkg-config pkg-config
 tool protoc-c protobuf-c-compiler
 header stdio.h libc6-dev
 header uthash.h uthash-dev
+header jemalloc/jemalloc.h libjemalloc-dev
 if ! pkg-config --exists libevent libprotobuf-c numa cmocka libbsd inih 2>/dev/null; then
 	library libevent libevent-dev
 	library libprotobuf-c libprotobuf-c-dev
