@@ -89,8 +89,7 @@ static int write_line(char *line, size_t size)
 {
 	arena_t *a = preload.arena;
 	uint64_t calls = 0;
-	int n = snprintf(line, size, "arena: %s[%d]: ", program_invocation_short_name,
-			 (int)preload.pid);
+	int n = snprintf(line, size, "arena: %s[%d]: ", preload.options.name, (int)preload.pid);
 
 	for (unsigned i = 0; i < NR_SERVED; i++)
 		calls += load_relaxed(&count.calls[i]);

@@ -37,7 +37,7 @@ void preload_say(const char *fmt, ...)
 {
 	char line[512];
 	va_list args;
-	int n = snprintf(line, sizeof(line), "arena: %s[%d]: ", program_invocation_short_name,
+	int n = snprintf(line, sizeof(line), "arena: %s[%d]: ", preload.options.name,
 			 (int)getpid());
 
 	va_start(args, fmt);
@@ -73,7 +73,10 @@ static void read_options(struct preload_options *o)
 	o->mergeable = is_set(ENV "MERGEABLE");
 	o->strict = is_set(ENV "STRICT");
 	o->verbose = is_set(ENV "VERBOSE");
-	o->report = secure_getenv(ENV "REPORT");
+	/* Copied: a program may write its title over its environment. */
+	if (secure_getenv(ENV "REPORT"))
+		o->report = strdup(secure_getenv(ENV "REPORT"));
+	snprintf(o->name, sizeof(o->name), "%s", program_invocation_short_name);
 }
 
 static void __printf_(1, 2) warn(const char *fmt, ...)
