@@ -17,6 +17,9 @@
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
+#define PAGE 4096u
+#define STACK_PAGES 16u
+
 typedef int start_fn(void *arg);
 
 extern int __clone(start_fn *fn, void *stack, int flags, void *arg, ...);
@@ -51,19 +54,37 @@ PRELOAD_EXPORT pid_t _Fork(void)
 	return pid;
 }
 
+static void __attribute__((noreturn, used)) run(start_fn *fn, void *arg)
+{
+	_exit(fn(arg));
+}
+
+/* Under the signal trap a stack cannot fault: the upper part of it shall be there. */
+static void have_stack(uint64_t top)
+{
+	arena_t *a = preload_arena();
+	uint64_t at = ALIGN_DOWN(top - 1, (uint64_t)PAGE);
+
+	if (!a || range_place(at, 1) != RANGE_INSIDE)
+		return;
+	guard_enter();
+	for (unsigned i = 0; i < STACK_PAGES; i++, at -= PAGE)
+		if (arena_populate(a, (void *)at, PAGE, 1) < 0)
+			break;
+	guard_leave();
+}
+
 static void __attribute__((noreturn)) run_on(void *stack, start_fn *fn, void *arg)
 {
 	uintptr_t top = ALIGN_DOWN((uintptr_t)stack, (uintptr_t)16);
 
+	have_stack(top);
 	__asm__ volatile("mov %0, %%rsp\n\t"
 			 "xor %%ebp, %%ebp\n\t"
 			 "call *%1\n\t"
-			 "mov %%eax, %%edi\n\t"
-			 "mov %3, %%eax\n\t"
-			 "syscall\n\t"
 			 "hlt"
 			 :
-			 : "r"(top), "r"(fn), "D"(arg), "i"(SYS_exit)
+			 : "d"(top), "a"(run), "D"(fn), "S"(arg)
 			 : "memory");
 	__builtin_unreachable();
 }
