@@ -141,7 +141,7 @@ all: $(PROGRAMS) $(LIBRARIES)
 run: $(PROGRAMS) $(LIBRARIES)
 	@ARENA_BUILD=$(abspath $(B)) build-aux/run.sh
 
-test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES))
+test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES) $(PRELOAD_PROGRAM))
 	@ARENA_BUILD=$(abspath $(B)) tests/run.sh --unit $(UNIT_TESTS) \
 		--daemon $(DAEMON_TESTS) --shell $(SHELL_TESTS)
 

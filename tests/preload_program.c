@@ -57,10 +57,7 @@ static bool holds(const char *p, size_t len, unsigned seed)
 
 static bool is_zero(const char *p, size_t len)
 {
-	for (size_t i = 0; i < len; i++)
-		if (p[i])
-			return false;
-	return true;
+	return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
 }
 
 static char *map(size_t len, int flags)
@@ -92,7 +89,7 @@ static void check_block(char *p, size_t size, size_t align)
 
 static void part_malloc(void)
 {
-	static const size_t sizes[] = {1, 24, 100, 4096, 70000, 3 * MB, 40 * MB};
+	static const size_t sizes[] = {1, 24, 100, 4096, 70000, 2 * MB + 1, 5 * MB};
 	volatile size_t huge = SIZE_MAX / 2; /* the compiler need not know */
 	char *text = NULL, *line = NULL, *p;
 	size_t size = 0;
@@ -231,21 +228,22 @@ static void part_mmap(void)
 /* Growing may fail for want of room; it must not lose anything. */
 static void part_mremap(void)
 {
-	char *p = map(4 * MB, ANON), *q, *end = map(PAGE * 16, ANON);
+	char *p = map(4 * MB, ANON), *q;
+	size_t len = 6 * MB;
 
 	fill(p, 4 * MB, 4);
 	q = mremap(p, 4 * MB, 2 * MB, 0);
 	CHECK(q == p && holds(p, 2 * MB, 4) && faults(p + 2 * MB, false));
 	q = mremap(p, 2 * MB, 6 * MB, MREMAP_MAYMOVE);
 	if (q == MAP_FAILED) {
-		CHECK(errno == ENOMEM);
+		CHECK(errno == ENOMEM && holds(p, 2 * MB, 4));
 		q = p;
+		len = 2 * MB;
 	} else {
 		CHECK(holds(q, 2 * MB, 4) && is_zero(q + 2 * MB, 4 * MB));
 	}
 	CHECK(mremap(q + 1, PAGE, PAGE, 0) == MAP_FAILED && errno == EINVAL);
-	CHECK(munmap(q, 6 * MB) == 0 || q == p);
-	CHECK(munmap(end, PAGE * 16) == 0);
+	CHECK(munmap(q, len) == 0);
 }
 
 static void part_file(void)
@@ -439,7 +437,7 @@ static void part_fork(void)
 	size_t len = 3 * MB;
 	char *p = malloc(len);
 	int *shared = (int *)(void *)map(MB, MAP_SHARED | MAP_ANONYMOUS);
-	pthread_t threads[3];
+	pthread_t threads[2];
 	char *stack;
 	FILE *f;
 	pid_t pid;
@@ -454,9 +452,9 @@ static void part_fork(void)
 	f = fopen("/etc/passwd", "r");
 	CHECK(f && fgetc(f) != EOF);
 	fill(p, len, 10);
-	for (uintptr_t i = 0; i < 3; i++)
+	for (uintptr_t i = 0; i < 2; i++)
 		CHECK(pthread_create(&threads[i], NULL, churn, (void *)(i + 1)) == 0);
-	for (int i = 0; i < 10; i++) {
+	for (int i = 0; i < 5; i++) {
 		pid = fork();
 		if (pid == 0) {
 			CHECK(holds(p, len, 10) && fgetc(f) != EOF);
@@ -466,9 +464,9 @@ static void part_fork(void)
 		CHECK(status_of(pid) == 0 && holds(p, len, 10));
 	}
 	stop = 1;
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 2; i++)
 		CHECK(pthread_join(threads[i], NULL) == 0);
-	CHECK(nr_handlers == 10);
+	CHECK(nr_handlers == 5);
 	fclose(f);
 	/* By other ways; the stack is memory like any. */
 	pid = (pid_t)syscall(SYS_fork);
