@@ -501,6 +501,31 @@ static void part_exec(void)
 	CHECK(system("test $(echo 1 2 3 | wc -w) -eq 3") == 0);
 }
 
+static void *late(void *arg)
+{
+	usleep(20000);
+	__atomic_fetch_add((int *)arg, 1, __ATOMIC_SEQ_CST);
+	return NULL;
+}
+
+/* A process ends with its last thread, which need not be the first. */
+static void part_threads(void)
+{
+	int *shared = (int *)(void *)map(PAGE, MAP_SHARED | MAP_ANONYMOUS);
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		pthread_t threads[8];
+
+		for (int i = 0; i < 8; i++)
+			CHECK(pthread_create(&threads[i], NULL, late, shared) == 0);
+		CHECK(pthread_detach(threads[3]) == 0);
+		pthread_exit(NULL);
+	}
+	CHECK(status_of(pid) == 0 && *shared == 8);
+	CHECK(munmap(shared, PAGE) == 0);
+}
+
 /* Another user, after the beginning: memory it has, memory it gets. */
 static void part_setuid(void)
 {
@@ -561,10 +586,10 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } parts[] = {
-	{"malloc", part_malloc},   {"mmap", part_mmap},   {"mremap", part_mremap},
-	{"file", part_file},       {"calls", part_calls}, {"syscall", part_syscall},
-	{"signals", part_signals}, {"fork", part_fork},   {"exec", part_exec},
-	{"setuid", part_setuid},   {"close", part_close},
+	{"malloc", part_malloc},   {"mmap", part_mmap},     {"mremap", part_mremap},
+	{"file", part_file},       {"calls", part_calls},   {"syscall", part_syscall},
+	{"signals", part_signals}, {"fork", part_fork},     {"exec", part_exec},
+	{"threads", part_threads}, {"setuid", part_setuid}, {"close", part_close},
 };
 
 int main(int argc, char **argv)

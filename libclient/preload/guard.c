@@ -29,10 +29,14 @@ struct begin {
 static void *begin(void *arg)
 {
 	struct begin b = *(struct begin *)arg;
+	void *result;
 
 	guard_enter();
 	private_free(arg);
-	return b.fn(b.arg);
+	threads_library(1);
+	result = b.fn(b.arg);
+	threads_library(-1);
+	return result;
 }
 
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
@@ -78,6 +82,7 @@ void preload_fork_child(void)
 	if (client_child)
 		client_child();
 	report_after_fork();
+	threads_after_fork();
 	guard_leave();
 }
 

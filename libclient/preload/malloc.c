@@ -20,14 +20,14 @@
 #include "libclient/preload/jemalloc.h"
 #include "libclient/preload/preload.h"
 
-/*
- * No sbrk(2), which is no arena memory. Few arenas, for each has its own leaves. Dirty memory is given
- * back late: it costs a call and takes a leaf apart.
- */
 #define IS_POWER_OF_2(n) ((n) && !((n) & ((n)-1)))
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
 
+/*
+ * No sbrk(2), which is no arena memory. Few arenas, for each has its own leaves. Dirty memory is given
+ * back late: it costs a call and takes a leaf apart.
+ */
 const char *je_malloc_conf = "dss:disabled,narenas:4,dirty_decay_ms:30000,muzzy_decay_ms:0,"
 			     "abort_conf:false";
 

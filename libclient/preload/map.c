@@ -175,6 +175,8 @@ int64_t preload_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, i
 	if (range_place(addr, len) != RANGE_OUTSIDE)
 		addr = 0;
 	r = kernel_mmap(addr, len, prot, flags, fd, off);
+	if (r >= 0)
+		lock_new_mapping((uint64_t)r, ALIGN_UP(len, (uint64_t)PAGE));
 	if (r >= 0 && (flags & MAP_ANONYMOUS))
 		report_kernel(ALIGN_UP(len, (uint64_t)PAGE));
 	return r;

@@ -11,6 +11,7 @@
  *
  *   start.c     options, the one arena of the process, what fork() needs
  *   guard.c     which thread is inside the library; the library's own threads
+ *   threads.c   the program's threads, whose last one ends the process
  *   private.c   memory of the library itself
  *   report.c    what was served, at exit
  *
@@ -92,6 +93,15 @@ void preload_fork_prepare(void);
 void preload_fork_parent(void);
 void preload_fork_child(void);
 
+/* ---- threads.c ---- */
+
+/* In main()'s thread, at the begin. */
+void threads_start(void);
+/* In the child: it has one. */
+void threads_after_fork(void);
+/* One of the library's begins, or ends. */
+void threads_library(int change);
+
 /* ---- private.c ---- */
 
 #define PRIVATE_SIZE (UINT64_C(64) << 20)
@@ -147,6 +157,8 @@ int64_t preload_mlock(uint64_t addr, uint64_t len, unsigned flags);
 int64_t preload_munlock(uint64_t addr, uint64_t len);
 int64_t preload_mlockall(int flags);
 int64_t preload_munlockall(void);
+/* MCL_FUTURE, for a mapping that the kernel has made. */
+void lock_new_mapping(uint64_t addr, uint64_t len);
 
 /* ---- heap.c ---- */
 

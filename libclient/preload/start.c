@@ -172,6 +172,7 @@ __attribute__((constructor)) static void begin(void)
 {
 	malloc_start();
 	preload_arena();
+	threads_start();
 }
 
 __attribute__((destructor)) static void end(void)
