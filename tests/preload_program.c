@@ -100,9 +100,9 @@ static void part_malloc(void)
 		size_t n = sizes[i];
 
 		check_block(p = malloc(n), n, 16);
-		p = realloc(p, 2 * n);
-		CHECK(p && p[0] == 0x5a && p[n - 1] == 0x5a);
-		free(p);
+		q = realloc(p, 2 * n);
+		CHECK(q && ((char *)q)[0] == 0x5a && ((char *)q)[n - 1] == 0x5a);
+		free(q);
 		p = calloc(n, 1);
 		CHECK(p && is_zero(p, n));
 		free(p);
@@ -123,14 +123,20 @@ static void part_malloc(void)
 	free(NULL);
 	CHECK(malloc_usable_size(NULL) == 0);
 	errno = 0;
-	CHECK(!reallocarray(NULL, huge, 3) && errno == ENOMEM);
-	CHECK(!calloc(huge, 3) && !malloc(huge));
+	p = reallocarray(NULL, huge, 3);
+	CHECK(!p && errno == ENOMEM);
+	p = calloc(huge, 3);
+	CHECK(!p);
+	p = malloc(huge);
+	CHECK(!p);
 	CHECK(posix_memalign(&q, 24, 8) == EINVAL);
 	malloc_trim(0);
 	/* What the C library allocates and the program frees, or grows. */
 	CHECK(asprintf(&text, "%0*d", 5000, 1) == 5000 && strlen(text) == 5000);
-	text = realloc(text, 100000);
-	CHECK(text && text[4999] == '1');
+	q = realloc(text, 100000);
+	CHECK(q);
+	text = q;
+	CHECK(text[4999] == '1');
 	p = strdup(text);
 	CHECK(p && strcmp(p, text) == 0);
 	free(text);
@@ -459,7 +465,9 @@ static void part_fork(void)
 		if (pid == 0) {
 			CHECK(holds(p, len, 10) && fgetc(f) != EOF);
 			fill(p, len, 11);
-			exit(holds(p, len, 11) && fopen("/etc/passwd", "r") ? 0 : 1);
+			fclose(f);
+			f = fopen("/etc/passwd", "r");
+			exit(holds(p, len, 11) && f ? 0 : 1);
 		}
 		CHECK(status_of(pid) == 0 && holds(p, len, 10));
 	}

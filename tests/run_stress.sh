@@ -31,8 +31,6 @@ stress 10000000 20 --brk 1 --brk-ops $((times * 1000))
 stress 100000000 50 --bigheap 1 --bigheap-growth 64k --bigheap-ops $((times * 600))
 stress 10000000 20 --shm 1 --shm-bytes 8m --shm-objs 8 --shm-ops $((times * 4))
 stress 200000000 200 --fork 1 --fork-ops $((times * 20))
-if grep -q arena_mremap "$here/libclient/arena.map"; then
-	stress 16000000 20 --mremap 1 --mremap-bytes 8m --mremap-ops $((times * 10))
-fi
+stress 16000000 20 --mremap 1 --mremap-bytes 8m --mremap-ops $((times * 10))
 arena_is_whole
 stop_daemon

@@ -36,11 +36,11 @@ static unsigned next_ours(unsigned first, unsigned last)
 	LOOK_AT(load_relaxed(&a->sock));
 	LOOK_AT(load_relaxed(&a->doorbell));
 	for (unsigned c = 0; c < ARRAY_SIZE(a->tlb.slots); c++) {
-		const int *chunk = load_acquire(&a->tlb.slots[c]);
+		const struct tlb_slot *chunk = load_acquire(&a->tlb.slots[c]);
 
 		/* Descriptors plus one. */
 		for (unsigned i = 0; chunk && i < SLOTS_PER_CHUNK; i++)
-			LOOK_AT(load_relaxed(&chunk[i]) - 1);
+			LOOK_AT(load_relaxed(&chunk[i].number) - 1);
 	}
 #undef LOOK_AT
 	return least;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * heap.c - brk(2) and sbrk(3): the arena's heap, where libarena has one.
+ * heap.c - brk(2) and sbrk(3): the arena's heap.
  *
  * Programs expect memory below the first break that they see, because the C library's malloc has been there
  * before them. Ours has not, so the first call moves the break by as much as that would have.
@@ -8,21 +8,15 @@
 #include <errno.h>
 #include <pthread.h>
 
-#include "libclient/preload/calls.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
 #define BEFORE_PROGRAM 0x21000u
 
-static arena_t *heap_arena(void)
-{
-	return arena_brk && arena_sbrk ? preload_arena() : NULL;
-}
-
 /* The break that holds afterwards. */
 static uint64_t move_break(uint64_t end)
 {
-	arena_t *a = heap_arena();
+	arena_t *a = preload_arena();
 	uint64_t now;
 
 	if (!a)

@@ -14,7 +14,6 @@
 
 #include "base/cleanup.h"
 #include "base/util.h"
-#include "libclient/preload/calls.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -35,20 +34,6 @@ static int64_t leave(int r)
 	return result;
 }
 
-/* What is present stays so where nothing is ever taken away: without libarena's, mlock is a populate. */
-static int lock_by_populating(arena_t *a, uint64_t addr, uint64_t len, unsigned flags)
-{
-	if (flags & ~(unsigned)MLOCK_ONFAULT) {
-		errno = EINVAL;
-		return -1;
-	}
-	if (flags & MLOCK_ONFAULT)
-		return arena_madvise(a, pointer(addr), len, MADV_WILLNEED);
-	if (arena_populate(a, pointer(addr), len, 1) == 0)
-		return 0;
-	return errno == EFAULT ? arena_populate(a, pointer(addr), len, 0) : -1;
-}
-
 static int64_t mlock_inside(uint64_t addr, uint64_t len, uint64_t flags)
 {
 	arena_t *a = preload_arena();
@@ -56,9 +41,7 @@ static int64_t mlock_inside(uint64_t addr, uint64_t len, uint64_t flags)
 
 	len = ALIGN_UP(len + (addr - start), (uint64_t)PAGE);
 	guard_enter();
-	if (arena_mlock2)
-		return leave(arena_mlock2(a, pointer(start), len, (unsigned)flags));
-	return leave(lock_by_populating(a, start, len, (unsigned)flags));
+	return leave(arena_mlock2(a, pointer(start), len, (unsigned)flags));
 }
 
 static int64_t mlock_outside(uint64_t addr, uint64_t len, uint64_t flags)
@@ -81,9 +64,7 @@ static int64_t munlock_inside(uint64_t addr, uint64_t len, uint64_t arg)
 	(void)arg;
 	len = ALIGN_UP(len + (addr - start), (uint64_t)PAGE);
 	guard_enter();
-	if (arena_munlock)
-		return leave(arena_munlock(a, pointer(start), len));
-	return leave(arena_madvise(a, pointer(start), len, MADV_WILLNEED));
+	return leave(arena_munlock(a, pointer(start), len));
 }
 
 static int64_t munlock_outside(uint64_t addr, uint64_t len, uint64_t arg)
@@ -179,10 +160,8 @@ static int64_t may_lock_kernel(void)
 
 static int64_t mlockall_inside(arena_t *a, int flags)
 {
-	int64_t r = arena_mlockall ? 0 : -ENOSYS;
+	int64_t r = may_lock_kernel();
 
-	if (r == 0)
-		r = may_lock_kernel();
 	if (r == 0 && arena_mlockall(a, flags) < 0)
 		r = -errno;
 	if (r < 0)
@@ -221,5 +200,5 @@ int64_t preload_munlockall(void)
 	store_relaxed(&future, 0);
 	guard_enter();
 	each_mapping(unlock_one, 0);
-	return leave(arena_munlockall ? arena_munlockall(a) : 0);
+	return leave(arena_munlockall(a));
 }

@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "base/util.h"
-#include "libclient/preload/calls.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -238,28 +237,11 @@ int64_t preload_mprotect(uint64_t addr, uint64_t len, int prot)
 	return range_do(&ops, addr, len, (uint64_t)prot);
 }
 
-/* What says nothing about contents: to know of no use for it is to have obeyed it. */
-static bool is_idle_advice(int advice)
-{
-	switch (advice) {
-	case MADV_FREE:
-	case MADV_DONTDUMP:
-	case MADV_DODUMP:
-	case MADV_COLD:
-	case MADV_PAGEOUT:
-		return true;
-	default:
-		return false;
-	}
-}
-
 static int64_t madvise_inside(uint64_t addr, uint64_t len, uint64_t advice)
 {
-	int64_t r;
-
 	guard_enter();
-	r = served(SERVED_madvise, arena_madvise(preload_arena(), pointer(addr), len, (int)advice));
-	return r == -EINVAL && addr % PAGE == 0 && is_idle_advice((int)advice) ? 0 : r;
+	return served(SERVED_madvise,
+		      arena_madvise(preload_arena(), pointer(addr), len, (int)advice));
 }
 
 static int64_t madvise_outside(uint64_t addr, uint64_t len, uint64_t advice)
@@ -276,18 +258,8 @@ int64_t preload_madvise(uint64_t addr, uint64_t len, int advice)
 
 static int64_t msync_inside(uint64_t addr, uint64_t len, uint64_t flags)
 {
-	arena_t *a = preload_arena();
-
-	if (!arena_msync) {
-		/* No memory of a file: nothing to write. Is it mapped? */
-		if (addr % PAGE || (flags & ~(uint64_t)(MS_ASYNC | MS_INVALIDATE | MS_SYNC)) ||
-		    ((flags & MS_ASYNC) && (flags & MS_SYNC)))
-			return -EINVAL;
-		guard_enter();
-		return served(SERVED_msync, arena_madvise(a, pointer(addr), len, MADV_WILLNEED));
-	}
 	guard_enter();
-	return served(SERVED_msync, arena_msync(a, pointer(addr), len, (int)flags));
+	return served(SERVED_msync, arena_msync(preload_arena(), pointer(addr), len, (int)flags));
 }
 
 static int64_t msync_outside(uint64_t addr, uint64_t len, uint64_t flags)
@@ -313,18 +285,9 @@ static int64_t mincore_inside(uint64_t addr, uint64_t len, uint64_t arg)
 {
 	const struct mincore_call *c = pointer(arg);
 	unsigned char *vec = c->vec + (addr - c->addr) / PAGE;
-	arena_t *a = preload_arena();
-	int64_t r = 0;
 
-	if (addr % PAGE)
-		return -EINVAL;
 	guard_enter();
-	if (arena_mincore)
-		return served(SERVED_mincore, arena_mincore(a, pointer(addr), len, vec));
-	r = served(SERVED_mincore, arena_madvise(a, pointer(addr), len, MADV_WILLNEED));
-	for (uint64_t done = 0; r == 0 && done < len; done += PAGE)
-		vec[done / PAGE] = arena_virt_to_pfn(a, pointer(addr + done)) >= 0;
-	return r;
+	return served(SERVED_mincore, arena_mincore(preload_arena(), pointer(addr), len, vec));
 }
 
 static int64_t mincore_outside(uint64_t addr, uint64_t len, uint64_t arg)
@@ -344,31 +307,11 @@ int64_t preload_mincore(uint64_t addr, uint64_t len, unsigned char *vec)
 
 /* ---- mremap -------------------------------------------------------------------------------------- */
 
-/* Without libarena's: what needs no move. Growing is allowed to fail. */
-static int64_t resize_in_place(arena_t *a, uint64_t old, uint64_t old_len, uint64_t new_len,
-			       int flags)
-{
-	if (old % PAGE || (flags & ~MREMAP_MAYMOVE) || old_len == 0)
-		return -EINVAL;
-	if (new_len > old_len)
-		return -ENOMEM;
-	if (new_len < old_len && munmap_inside(old + new_len, old_len - new_len, 0) < 0)
-		return -EINVAL;
-	/* As the kernel: what is not mapped cannot be kept, either. */
-	guard_enter();
-	return served(SERVED_mremap, arena_madvise(a, pointer(old), new_len, MADV_WILLNEED)) < 0
-		       ? -EFAULT
-		       : (int64_t)old;
-}
-
 static int64_t mremap_inside(arena_t *a, uint64_t old, uint64_t old_len, uint64_t new_len,
 			     int flags, uint64_t to)
 {
 	int64_t r;
 
-	if (!arena_mremap)
-		return resize_in_place(a, old, ALIGN_UP(old_len, (uint64_t)PAGE),
-				       ALIGN_UP(new_len, (uint64_t)PAGE), flags);
 	guard_enter();
 	r = address(arena_mremap(a, pointer(old), old_len, new_len, flags, pointer(to)));
 	guard_leave();
