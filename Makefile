@@ -108,7 +108,7 @@ BENCHES :=
 include base/room.mk proto/room.mk numa/room.mk
 include daemon/sync/room.mk daemon/store/room.mk daemon/phys/room.mk daemon/virt/room.mk
 include daemon/machine/room.mk daemon/service/room.mk daemon/files/room.mk
-include libclient/room.mk daemon/room.mk tools/room.mk examples/room.mk
+include libclient/room.mk libclient/preload/room.mk daemon/room.mk tools/room.mk examples/room.mk
 include tests/room.mk bench/room.mk fuzz/room.mk
 include build-aux/install.mk
 
@@ -141,7 +141,7 @@ all: $(PROGRAMS) $(LIBRARIES)
 run: $(PROGRAMS) $(LIBRARIES)
 	@ARENA_BUILD=$(abspath $(B)) build-aux/run.sh
 
-test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES))
+test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES) $(PRELOAD_PROGRAM))
 	@ARENA_BUILD=$(abspath $(B)) tests/run.sh --unit $(UNIT_TESTS) \
 		--daemon $(DAEMON_TESTS) --shell $(SHELL_TESTS)
 

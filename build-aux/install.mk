@@ -89,6 +89,7 @@ INSTALLED = \
 	755|$(B)/lib/libarena.so.$(VERSION)|$(LIBDIR)/libarena.so.$(VERSION) \
 	link|libarena.so.$(VERSION)|$(LIBDIR)/$(SONAME) \
 	link|$(SONAME)|$(LIBDIR)/libarena.so \
+	$(if $(LIBARENA_PRELOAD),755|$(B)/lib/libarena-preload.so|$(LIBDIR)/libarena-preload.so) \
 	644|$(B)/lib/libarena.a|$(LIBDIR)/libarena.a \
 	644|$(S)/libarena.pc|$(LIBDIR)/pkgconfig/libarena.pc \
 	644|include/arena/arena.h|$(INCLUDEDIR)/arena/arena.h \

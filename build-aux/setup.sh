@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 #
 # Is what the build needs installed? As root, installs what is missing; else prints the command
-# that does. Usage: setup.sh [lint] [fuzz] [debian]. Called before every build, so it looks at tools and
+# that does. Usage: setup.sh [lint] [fuzz] [debian] [programs]. Called before every build, so it looks at tools and
 # files only and is quick when all is there.
 set -eu
 
@@ -26,6 +26,7 @@ tool pkg-config pkg-config
 tool protoc-c protobuf-c-compiler
 header stdio.h libc6-dev
 header uthash.h uthash-dev
+header jemalloc/jemalloc.h libjemalloc-dev
 if ! pkg-config --exists libevent libprotobuf-c numa cmocka libbsd inih 2>/dev/null; then
 	library libevent libevent-dev
 	library libprotobuf-c libprotobuf-c-dev
@@ -51,8 +52,19 @@ for extra in "$@"; do
 		tool dpkg-buildpackage dpkg-dev
 		tool dh debhelper
 		;;
+	programs)
+		PATH=$PATH:/usr/sbin:$(echo /usr/lib/postgresql/*/bin)
+		tool memtester memtester
+		tool python3 python3
+		tool sqlite3 sqlite3
+		tool redis-server redis-server
+		tool memcached memcached
+		tool stress-ng stress-ng
+		tool initdb postgresql
+		test -e /usr/lib/python3.11/test/test_mmap.py || missing="$missing libpython3.11-testsuite"
+		;;
 	*)
-		echo "usage: setup.sh [lint] [fuzz] [debian]" >&2
+		echo "usage: setup.sh [lint] [fuzz] [debian] [programs]" >&2
 		exit 2
 		;;
 	esac

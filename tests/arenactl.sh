@@ -52,7 +52,7 @@ says() { # TEXT PATTERN
 expect 0 --version
 says "$out" "arenactl "
 expect 0 --help
-for verb in status get set ps maps segments check upgrade host-setup; do
+for verb in status get set ps maps segments check run upgrade host-setup; do
 	says "$out" "  $verb "
 done
 expect 2

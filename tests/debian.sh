@@ -81,6 +81,8 @@ while read -r -t 30 -u 3 line; do
 done
 "$work/hello" || fail "hello from the unpacked package"
 "$root/usr/bin/arenactl" status >/dev/null || fail "arenactl status"
+"$root/usr/bin/arenactl" run --strict -v --trap signal -- /bin/true 2>"$work/run" || fail "arenactl run: $(<"$work/run")"
+grep -q '^arena: true.* faults=[1-9]' "$work/run" || fail "a program was not served: $(<"$work/run")"
 kill "$daemon"
 wait "$daemon" || fail "arenad ended with $?"
 unset ARENAD_SOCKET LD_LIBRARY_PATH

@@ -80,6 +80,8 @@ for program in readme static; do
 	esac
 done
 "$dir/root/opt/arena/bin/arenactl" status >/dev/null || fail "installed arenactl"
+"$dir/root/opt/arena/bin/arenactl" run --strict -v --trap signal -- /bin/true 2>"$dir/run" || fail "arenactl run: $(cat "$dir/run")"
+grep -q '^arena: true.* faults=[1-9]' "$dir/run" || fail "a program was not served: $(cat "$dir/run")"
 kill "$daemon"
 wait "$daemon" || fail "arenad ended with $?"
 daemon=

@@ -35,6 +35,20 @@ case $? in
 	;;
 esac
 
+# Unmodified programs, each for longer than make test does: once, too.
+make -s B="$ARENA_BUILD" ${SAN:+SAN="$SAN"} "$ARENA_BUILD/tests/preload_program" || exit 1
+for name in redis stress postgres gcc; do
+	tests/run_$name.sh full >"$ARENA_BUILD/tests/log/run_$name-full.log" 2>&1
+	case $? in
+	0 | 77) echo "$name: $(tail -n 1 "$ARENA_BUILD/tests/log/run_$name-full.log")" ;;
+	*)
+		echo "FAIL  $name"
+		cat "$ARENA_BUILD/tests/log/run_$name-full.log"
+		exit 1
+		;;
+	esac
+done
+
 log=$(mktemp "${TMPDIR:-/tmp}/arena-soak.XXXXXX")
 trap 'rm -f "$log"' EXIT
 round=0

@@ -32,6 +32,8 @@ static const struct ctl_verb verbs[] = {
 	{"segments", "", "the named shared segments", 0, 0, true, verb_segments},
 	{"check", "", "have the daemon compare all it knows with itself: ok, or what is wrong", 0,
 	 0, true, verb_check},
+	{"run", "COMMAND", "run a program on arena memory; its options: arenactl run --help",
+	 CTL_REST, 0, false, verb_run},
 	{"upgrade", "", "go on with the arenad that is installed now, or --binary; nothing is lost",
 	 0, CTL_BINARY, true, verb_upgrade},
 	{"host-setup", "", "have the host give the arena hugepages (as root)", 0,
@@ -126,6 +128,14 @@ struct command_line {
 	int nr_args;
 };
 
+static bool is_rest(const char *verb)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+		if (strcmp(verbs[i].name, verb) == 0)
+			return verbs[i].nr_args == CTL_REST;
+	return false;
+}
+
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
 	struct command_line *line = state->input;
@@ -149,6 +159,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 		line->ctl.binary = arg;
 		break;
 	case ARGP_KEY_ARG:
+		if (!line->nr_args && is_rest(arg)) {
+			line->ctl.rest = &state->argv[state->next - 1];
+			state->next = state->argc;
+		}
 		if (line->nr_args == MAX_ARGS)
 			argp_error(state, "too many arguments");
 		line->args[line->nr_args++] = arg;
@@ -205,7 +219,7 @@ static int check_usage(const struct command_line *line, const struct ctl_verb **
 
 		if (strcmp(v->name, line->args[0]) != 0)
 			continue;
-		if (line->nr_args - 1 != v->nr_args)
+		if (v->nr_args != CTL_REST && line->nr_args - 1 != v->nr_args)
 			return usage("usage: arenactl %s%s%s", v->name, *v->args ? " " : "",
 				     v->args);
 		if (line->ctl.options & ~v->options)
@@ -270,13 +284,13 @@ int main(int argc, char **argv)
 	snprintf(version, sizeof(version), "arenactl %s", arena_version());
 	argp_program_version = version;
 	argp_err_exit_status = CTL_USAGE;
-	if (argp_parse(&argp, argc, argv, 0, NULL, &line))
+	if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &line))
 		return CTL_USAGE;
 	status = check_usage(&line, &verb);
 	if (!status && verb->needs_daemon)
 		status = connect_daemon(&line.ctl);
 	if (!status)
-		status = verb->run(&line.ctl, line.args + 1);
+		status = verb->run(&line.ctl, line.ctl.rest ? line.ctl.rest : line.args + 1);
 	arena_close(line.ctl.arena);
 	if ((fflush(stdout) || ferror(stdout)) && status == CTL_DONE)
 		status = ctl_fail("cannot write: %s", strerror(errno));

@@ -10,6 +10,7 @@
 #include "base/util.h"
 
 enum { CTL_DONE = 0, CTL_FAILED = 1, CTL_USAGE = 2 };
+enum { CTL_REST = -1 };
 
 /* Options that only some verbs take. */
 enum ctl_option {
@@ -26,11 +27,12 @@ struct ctl {
 	const char *binary;  /* upgrade: the program instead of the one that is installed */
 	unsigned options;    /* of enum ctl_option, those given */
 	arena_t *arena;      /* NULL for verbs that need no daemon */
+	char **rest;         /* run: all that follows the verb, the verb first */
 };
 
 struct ctl_verb {
 	const char *name, *args, *help;
-	int nr_args;
+	int nr_args;      /* CTL_REST: whatever follows, options, too */
 	unsigned options; /* of enum ctl_option */
 	bool needs_daemon;
 	int (*run)(struct ctl *c, char **args); /* CTL_DONE or CTL_FAILED */
@@ -41,6 +43,7 @@ int verb_ps(struct ctl *c, char **args);
 int verb_segments(struct ctl *c, char **args);
 int verb_host_setup(struct ctl *c, char **args);
 int verb_upgrade(struct ctl *c, char **args);
+int verb_run(struct ctl *c, char **args);
 int verb_check(struct ctl *c, char **args);
 
 /* "arenactl: ..." on stderr; returns CTL_FAILED. */
