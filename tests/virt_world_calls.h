@@ -314,6 +314,16 @@ static inline void op_mlock(struct mclient *mc)
 		lock_pages(mc, start, len, chance(40), chance(30));
 }
 
+/* Unpinning goes by address: where two have one pinned, whose frame is let go first is not said. */
+static inline void forget_firsts(struct mclient *mc, struct mpin *p)
+{
+	struct mpin *q;
+
+	for (q = mc->pin; q < mc->pin + MAX_PINS; q++)
+		if (q != p && q->len && q->addr < p->addr + p->len && p->addr < q->addr + q->len)
+			p->first = q->first = PFN_NONE;
+}
+
 static inline void pin_pages(struct mclient *mc, struct mpin *p, uint64_t start, uint64_t len,
 			     bool write)
 {
@@ -327,9 +337,11 @@ static inline void pin_pages(struct mclient *mc, struct mpin *p, uint64_t start,
 		flushed_again(mc, &r);
 	}
 	sync_copies(mc, start, start + len);
-	if (next > start)
+	if (next > start) {
 		*p = (struct mpin){
 			.addr = start, .len = next - start, .first = client_pfn(mc->c, start)};
+		forget_firsts(mc, p);
+	}
 	for (at = start; at < next; at += ARENA_PAGE_SIZE) {
 		assert_int_equal(mpage_refusal(mpage_at(mc, at), access).signo, 0);
 		if (!mpage_at(mc, at)->shared)
