@@ -43,8 +43,8 @@ readelf -d "$lib/libarena.so" | grep -q 'SONAME.*\[libarena.so.0\]' || fail "son
 [ "$(readlink "$lib/libarena.so")" = libarena.so.0 ] && [ "$(readlink "$lib/libarena.so.0")" = "libarena.so.$version" ] ||
 	fail "links of the library"
 nm -D --defined-only "$lib/libarena.so" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort >"$dir/shown"
-sed -n '/^global:/,/^}/ s/^[[:space:]]\([a-z_]*\);$/\1/p' libclient/arena.map | sort >"$dir/mapped"
-sed -n 's/^[a-z].*[ *]\(arena_[a-z_]*\)(.*/\1/p' include/arena/arena.h | sort >"$dir/declared"
+sed -n '/^global:/,/^}/ s/^[[:space:]]\([a-z0-9_]*\);$/\1/p' libclient/arena.map | sort >"$dir/mapped"
+sed -n 's/^[a-z].*[ *]\(arena_[a-z0-9_]*\)(.*/\1/p' include/arena/arena.h | sort >"$dir/declared"
 diff "$dir/mapped" "$dir/shown" || fail "the library shows something else than libclient/arena.map"
 diff "$dir/declared" <(grep '^arena_' "$dir/shown") || fail "the library shows something else than arena.h declares"
 

@@ -56,7 +56,7 @@ has "$(<"$work/err")" '^arena: true'
 
 # ---- what is served ----------------------------------------------------------------------------------
 
-expect 0 "$program" calls
+expect 0 "$program" calls malloc mmap mremap file calls syscall threads setuid
 on_arena --min-size 4K --trap userfaultfd -- "$program" calls || fail "the program, by userfaultfd"
 on_arena --min-size 4K --trap signal -- "$program" plain || fail "the program, by signals"
 served preload_program 100000000 500

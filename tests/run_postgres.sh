@@ -40,7 +40,7 @@ if [ "$accounts" != "$tellers" ] || [ "$accounts" != "$branches" ] || [ "$accoun
 fi
 kill -INT "$server"
 wait "$server" || fail "postgres: status $?: $(tail -n 5 "$work/postgres.log")"
-grep -E 'PANIC|FATAL|terminated by signal' "$work/postgres.log" && fail "postgres' log"
+grep -E 'PANIC|ERROR|terminated by signal' "$work/postgres.log" && fail "postgres' log"
 served postgres $((64 << 20)) 200
 [ "$(grep -c ' postgres\[' "$report")" -gt 5 ] || fail "few processes: $(<"$report")"
 cd "$here" || exit
