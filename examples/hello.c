@@ -11,7 +11,7 @@ int main(void)
 
 	if (arena_open(NULL, &a))
 		return perror("arena_open"), 1;
-	p = arena_mmap(a, NULL, 1 << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+	p = arena_mmap(a, NULL, 32 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 		       0);
 	if (p == MAP_FAILED)
 		return perror("arena_mmap"), 1;
