@@ -237,7 +237,8 @@ void bench_uffd(const struct bench *b)
 		return;
 	}
 	close(fd);
-	daemon_start(&d, b, (uint64_t)b->grain_pages * BENCH_PAGE * 8);
+	daemon_start(&d, b,
+		     MAX((uint64_t)b->grain_pages * BENCH_PAGE * 8, 4 * LEAVES * BENCH_LEAF));
 	for (unsigned i = 0; i < b->runs; i++) {
 		struct grain g = {.socket = d.socket, .pages = b->grain_pages};
 		uint32_t *order = permutation(b->grain_pages, i + 1);

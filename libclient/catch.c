@@ -78,9 +78,10 @@ static int change_action(const struct kernel_action *act, struct kernel_action *
 
 static int dispatch(int mode)
 {
-	long at = mode == PR_SYS_DISPATCH_ON ? (long)(uintptr_t)catch_return : 0;
-	long len = mode == PR_SYS_DISPATCH_ON ? catch_return_end - catch_return : 0;
-	long selector = mode == PR_SYS_DISPATCH_ON ? (long)(uintptr_t)&now.selector : 0;
+	bool on = mode == PR_SYS_DISPATCH_ON;
+	long at = on ? (long)(uintptr_t)catch_return : 0;
+	long len = on ? (long)((uintptr_t)catch_return_end - (uintptr_t)catch_return) : 0;
+	long selector = on ? (long)(uintptr_t)&now.selector : 0;
 
 	return (int)bare_syscall(SYS_prctl, PR_SET_SYSCALL_USER_DISPATCH, mode, at, len, selector,
 				 0);
