@@ -75,7 +75,7 @@ pid=$!
 kills=0
 while kill -0 "$pid" 2>/dev/null && [ "$kills" -lt 200 ]; do
 	worker=$("$bin/arenactl" get sys/kernel/mm/arena/status | sed -n 's/^worker_pid //p')
-	kill -KILL "$worker" && kills=$((kills + 1))
+	[ "${worker:-0}" -gt 1 ] && kill -KILL "$worker" && kills=$((kills + 1))
 	sleep 0.05
 done 2>/dev/null
 wait "$pid" || fail "with $kills deaths of workers"
