@@ -536,7 +536,7 @@ static void survey_store(uintptr_t site)
 /* Sanitizers take ten times as long. */
 static bool worth_a_death(uint64_t i)
 {
-	const unsigned slow = SANITIZED ? 24 : 4;
+	const unsigned slow = SANITIZED ? 24 : 6;
 
 	return getenv("ARENA_TEST_SWEEP") || below(survey->point[i].first ? slow : 8 * slow) == 0;
 }
