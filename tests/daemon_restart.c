@@ -123,7 +123,7 @@ static void live_with_deaths(const char *where)
 	daemon_read_log(&d);
 	deaths = daemon_log_count(&d, 0, "SIGKILL");
 	print_message("%-28s %u deaths\n", where, deaths);
-	assert_true(deaths >= 2);
+	assert_true(deaths >= (m.steps < 400 ? 1 : 2));
 	assert_int_equal(daemon_number(&d, STATUS_PATH, "clients"), 0);
 	assert_int_equal(daemon_number(&d, STATUS_PATH, "segments"), 0);
 	check = daemon_read(&d, CHECK_PATH);
@@ -473,8 +473,6 @@ int main(void)
 		daemon_test(test_no_worker),
 		daemon_test(test_deaths_unseen),
 		daemon_test(test_close_meanwhile),
-		cmocka_unit_test(test_in_calls),
-		cmocka_unit_test(test_failure),
 		cmocka_unit_test(test_in_calls),
 		cmocka_unit_test(test_failure),
 		cmocka_unit_test(test_deadly_call),

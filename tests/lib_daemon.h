@@ -25,6 +25,13 @@
 #include "arena/arena.h"
 #include "tests/lib_wire.h"
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TEST_IS_SANITIZED 1
+#else
+#define TEST_IS_SANITIZED 0
+#endif
+#define TEST_SANITIZED ((bool)TEST_IS_SANITIZED)
+
 #ifdef __SANITIZE_THREAD__
 #define TEST_TSAN true /* it keeps signals back, and blocks all while it calls a handler */
 #else

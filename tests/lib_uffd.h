@@ -8,13 +8,6 @@
 
 #include "tests/lib_client.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define TEST_IS_SANITIZED 1
-#else
-#define TEST_IS_SANITIZED 0
-#endif
-#define TEST_SANITIZED ((bool)TEST_IS_SANITIZED)
-
 #define UFFD_MEMBER 23456u /* a uid whose group is the daemon's userfaultfd-group */
 #define UFFD_STRANGER 23457u
 
