@@ -144,6 +144,49 @@ static void test_threads(void **state)
 	uffd_run(*state, do_threads, NULL);
 }
 
+/* The stack's mappings, and those of the thread's data on it, go again and again while it forks. */
+struct flusher {
+	arena_t *a;
+	char *stack;
+	uint32_t stop;
+};
+
+static void *flush_on(void *arg)
+{
+	struct flusher *f = arg;
+
+	while (!load_relaxed(&f->stop)) {
+		void *copy = arena_snapshot(f->a, f->stack, STACK);
+
+		CHECK(copy != MAP_FAILED);
+		CHECK_OK(arena_munmap(f->a, copy, STACK));
+	}
+	return NULL;
+}
+
+static void do_flushed(struct test_daemon *d, void *arg)
+{
+	struct forker f = {.a = uffd_open(d), .generations = 1, .width = test_scaled(100)};
+	struct flusher other = {.a = f.a};
+	pthread_t thread, flusher;
+
+	(void)arg;
+	thread = start_on_stack(&f);
+	other.stack = f.stack;
+	CHECK_OK(pthread_create(&flusher, NULL, flush_on, &other));
+	CHECK_OK(pthread_join(thread, NULL));
+	store_relaxed(&other.stop, 1);
+	CHECK_OK(pthread_join(flusher, NULL));
+	arena_close(f.a);
+}
+
+static void test_flushed(void **state)
+{
+	if (TEST_SANITIZED)
+		skip();
+	uffd_run(*state, do_flushed, NULL);
+}
+
 /* A coroutine: another stack, the same thread. */
 static ucontext_t outside, inside;
 static struct forker *in_coroutine;
@@ -624,10 +667,11 @@ static void test_deaths(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		daemon_test(test_thread),   daemon_test(test_threads), daemon_test(test_coroutine),
-		daemon_test(test_handler),  daemon_test(test_blocked), daemon_test(test_calls),
-		daemon_test(test_snapshot), daemon_test(test_closed),  daemon_test(test_handles),
-		daemon_test(test_uncaught), daemon_test(test_tree),    daemon_test(test_deaths),
+		daemon_test(test_thread),    daemon_test(test_flushed),  daemon_test(test_threads),
+		daemon_test(test_coroutine), daemon_test(test_handler),  daemon_test(test_blocked),
+		daemon_test(test_calls),     daemon_test(test_snapshot), daemon_test(test_closed),
+		daemon_test(test_handles),   daemon_test(test_uncaught), daemon_test(test_tree),
+		daemon_test(test_deaths),
 	};
 
 	return cmocka_run_group_tests(tests, uffd_group_setup, daemon_group_teardown);
