@@ -14,8 +14,8 @@
  * So a descriptor's number is used by these threads only, or within agent_run(). Without an agent
  * (the signal trap) agent_run() just calls.
  *
- * A thread of the program whose stack lies in the window must not hold the tlb lock: the very flush
- * that it applies may take its stack away. It has flush_thread_run() do that; see client_locked().
+ * A thread of the program whose stack or thread-local data lies in the window must not hold the tlb lock: the
+ * very flush that it applies may take that away. It has flush_thread_run() do that; see client_locked().
  */
 #ifndef LIBCLIENT_AGENT_H
 #define LIBCLIENT_AGENT_H

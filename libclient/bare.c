@@ -4,7 +4,6 @@
 
 #include <asm/prctl.h>
 #include <errno.h>
-#include <limits.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -184,6 +183,4 @@ void bare_join(struct bare *b)
 
 	while ((tid = load_acquire(&b->tid)))
 		os_futex_wait(&b->tid, tid, 0);
-	/* The kernel wakes one. */
-	os_futex_wake(&b->tid, INT_MAX);
 }

@@ -35,7 +35,7 @@ void bare_free(struct bare *b);
 void bare_call(struct bare *b, void (*fn)(void *arg), void *arg);
 /* A thread that the C library knows nothing of; all signals blocked, descriptors shared. */
 int bare_thread(struct bare *b, void (*fn)(void *arg), void *arg);
-/* Wait for its end: nothing runs there any more. */
+/* Wait for its end: nothing runs there any more. One caller. */
 void bare_join(struct bare *b);
 
 /* A system call without errno: the kernel's result. */

@@ -145,11 +145,6 @@ static void let_go(struct arena *a)
 	open_gate(a);
 }
 
-static bool in_window(const struct arena *a, uintptr_t addr)
-{
-	return addr >= a->tlb.base && addr - a->tlb.base < a->tlb.size;
-}
-
 static unsigned nr_at_call, nr_prepared, nr_carry;
 
 static void prepare_nurse(struct arena *a)
@@ -161,7 +156,7 @@ static void prepare_nurse(struct arena *a)
 		return;
 	nr_at_call++;
 	nr_prepared += bare_make(&a->nurse) == 0;
-	a->carries_thread = client_on_window_stack(a) || in_window(a, bare_thread_pointer());
+	a->carries_thread = client_on_window_memory(a);
 	nr_carry += a->carries_thread;
 }
 
@@ -358,7 +353,7 @@ static int use_own_table(struct arena *a)
 	if (r < 0)
 		return r;
 	/* The nurse was of the program's table. */
-	bare_join(&a->nurse);
+	userfault_trap_await(a);
 	while (nr)
 		close(fds[--nr]);
 	return 0;

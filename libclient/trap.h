@@ -32,6 +32,7 @@ struct userfault_trap {
 	int stop_fd; /* readable: the fault thread ends */
 	pthread_t thread;
 	bool running;
+	uint32_t serves; /* futex: the fault thread does, and no nurse any more */
 	uint32_t record; /* VMA record that was of use last */
 	bool lost;       /* a range was unmapped, and nothing put in its place */
 	bool careful;    /* what is mapped now was, and did not stay */
@@ -91,13 +92,16 @@ int userfault_trap_signal(struct arena *a, uint64_t addr, unsigned access,
  */
 int userfault_trap_nurse(struct arena *a);
 void userfault_trap_dismiss(struct arena *a);
+/* Wait until the fault thread has taken the nurse's place. */
+void userfault_trap_await(struct arena *a);
 /* A call succeeded that may have made valid what was refused before. */
 void userfault_trap_forgive(struct arena *a);
 
 /* ---- both ---- */
 
-/* Does the caller run on arena memory? Then it must not hold the tlb lock. */
-bool client_on_window_stack(const struct arena *a);
+/* Does the caller run on arena memory, by its stack or its thread-local data? Then it must not hold the tlb
+ * lock. */
+bool client_on_window_memory(const struct arena *a);
 /* fn(a, arg), which takes the tlb lock and nothing else: on a stack that is no arena memory. */
 void client_locked(struct arena *a, void (*fn)(struct arena *a, void *arg), void *arg);
 /* Map what is present of a range and permits `access`. No promise. */

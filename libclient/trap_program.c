@@ -71,16 +71,20 @@ void userfault_trap_forgive(struct arena *a)
 
 /* ---- for both traps ---- */
 
-bool client_on_window_stack(const struct arena *a)
+/*
+ * The kernel itself writes to the thread-local data, on the way back from anywhere (rseq(2)).
+ */
+bool client_on_window_memory(const struct arena *a)
 {
-	uint64_t here = (uintptr_t)__builtin_frame_address(0);
+	uint64_t stack = (uintptr_t)__builtin_frame_address(0);
 
-	return a->trap.on && here >= a->tlb.base && here - a->tlb.base < a->tlb.size;
+	return a->trap.on && (stack - a->tlb.base < a->tlb.size ||
+			      bare_thread_pointer() - a->tlb.base < a->tlb.size);
 }
 
 void client_locked(struct arena *a, void (*fn)(struct arena *a, void *arg), void *arg)
 {
-	if (client_on_window_stack(a))
+	if (client_on_window_memory(a))
 		flush_thread_run(a, fn, arg);
 	else
 		fn(a, arg);

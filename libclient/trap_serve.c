@@ -177,6 +177,8 @@ static void *fault_main(void *arg)
 	library_thread_enter(a, "arena-fault", true);
 	/* What is reported meanwhile waits. */
 	userfault_trap_dismiss(a);
+	store_release(&a->trap.serves, 1);
+	os_futex_wake_private(&a->trap.serves, 1);
 	serve_until_stopped(a);
 	return NULL;
 }
@@ -217,6 +219,16 @@ void userfault_trap_dismiss(struct arena *a)
 	os_eventfd_ring(a->trap.stop_fd);
 	bare_join(&a->nurse);
 	os_eventfd_drain(a->trap.stop_fd);
+}
+
+/*
+ * Not for the nurse's end itself: the kernel wakes one who waits for that. If it were not the fault thread,
+ * who else it is could need that thread to get back from the kernel, with a page of its stack or data away.
+ */
+void userfault_trap_await(struct arena *a)
+{
+	while (!load_acquire(&a->trap.serves))
+		os_futex_wait_private(&a->trap.serves, 0, 0);
 }
 
 /* ---- begin and end ---- */

@@ -268,6 +268,19 @@ static void check_moment(volatile uint64_t *area)
 	}
 }
 
+/* It is one of a moment, and stays it. */
+static void check_still(volatile uint64_t *area)
+{
+	uint64_t first[WRITERS];
+
+	for (unsigned i = 0; i < WRITERS; i++)
+		first[i] = *first_word(area, i);
+	check_moment(area);
+	for (unsigned k = 0; k < 200; k++)
+		for (unsigned i = 0; i < WRITERS; i++)
+			CHECK(*first_word(area, i) == first[i]);
+}
+
 static void moment(struct test_daemon *d, void *arg)
 {
 	arena_t *a = client_open(d);
@@ -298,6 +311,67 @@ static void moment(struct test_daemon *d, void *arg)
 	for (unsigned i = 0; i < WRITERS; i++)
 		pthread_join(thread[i], NULL);
 	arena_close(a);
+}
+
+/* The same while another thread takes snapshots: whose flush it is, both copies are still from then on. */
+struct taker {
+	arena_t *a;
+	void *area;
+	volatile uint32_t stop;
+};
+
+static void *take_snapshots(void *arg)
+{
+	struct taker *t = arg;
+
+	while (!load_relaxed(&t->stop)) {
+		void *copy = arena_snapshot(t->a, t->area, 2 * LEAF);
+
+		CHECK(copy != MAP_FAILED);
+		check_still(copy);
+		CHECK_OK(arena_munmap(t->a, copy, 2 * LEAF));
+	}
+	return NULL;
+}
+
+static void moment_of_two(struct test_daemon *d, void *arg)
+{
+	arena_t *a = client_open(d);
+	struct writers all = {.area = client_map(a, 2 * LEAF)};
+	struct taker taker = {.a = a, .area = (void *)all.area};
+	struct writer w[WRITERS];
+	pthread_t thread[WRITERS + 1];
+
+	(void)arg;
+	for (unsigned i = 0; i < WRITERS; i++) {
+		w[i] = (struct writer){&all, i};
+		CHECK(pthread_create(&thread[i], NULL, write_on, &w[i]) == 0);
+	}
+	CHECK(pthread_create(&thread[WRITERS], NULL, take_snapshots, &taker) == 0);
+	for (uint64_t round = 0; round < test_scaled(200); round++) {
+		volatile uint64_t *mark = first_word(all.area, WRITERS);
+		pid_t pid;
+
+		*mark = 2 * round;
+		IN_CHILD(pid)
+		{
+			CHECK(*mark == 2 * round);
+			check_still(all.area);
+		}
+		/* Whatever this page may still be mapped as, the child's is another. */
+		*mark = 2 * round + 1;
+		expect_child(pid);
+	}
+	store_relaxed(&taker.stop, 1);
+	store_relaxed(&all.stop, 1);
+	for (unsigned i = 0; i < ARRAY_SIZE(thread); i++)
+		pthread_join(thread[i], NULL);
+	arena_close(a);
+}
+
+static void test_moment_of_two(void **state)
+{
+	client_run(*state, moment_of_two, NULL);
 }
 
 static void test_moment_of_snapshot(void **state)
@@ -357,6 +431,7 @@ int main(void)
 		daemon_test(test_snapshots),
 		daemon_test(test_moment_of_snapshot),
 		daemon_test(test_moment_of_fork),
+		daemon_test(test_moment_of_two),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

@@ -144,6 +144,49 @@ static void test_threads(void **state)
 	uffd_run(*state, do_threads, NULL);
 }
 
+/* The stack's mappings, and those of the thread's data on it, go again and again while it forks. */
+struct flusher {
+	arena_t *a;
+	char *stack;
+	uint32_t stop;
+};
+
+static void *flush_on(void *arg)
+{
+	struct flusher *f = arg;
+
+	while (!load_relaxed(&f->stop)) {
+		void *copy = arena_snapshot(f->a, f->stack, STACK);
+
+		CHECK(copy != MAP_FAILED);
+		CHECK_OK(arena_munmap(f->a, copy, STACK));
+	}
+	return NULL;
+}
+
+static void do_flushed(struct test_daemon *d, void *arg)
+{
+	struct forker f = {.a = uffd_open(d), .generations = 1, .width = test_scaled(100)};
+	struct flusher other = {.a = f.a};
+	pthread_t thread, flusher;
+
+	(void)arg;
+	thread = start_on_stack(&f);
+	other.stack = f.stack;
+	CHECK_OK(pthread_create(&flusher, NULL, flush_on, &other));
+	CHECK_OK(pthread_join(thread, NULL));
+	store_relaxed(&other.stop, 1);
+	CHECK_OK(pthread_join(flusher, NULL));
+	arena_close(f.a);
+}
+
+static void test_flushed(void **state)
+{
+	if (TEST_SANITIZED)
+		skip();
+	uffd_run(*state, do_flushed, NULL);
+}
+
 /* A coroutine: another stack, the same thread. */
 static ucontext_t outside, inside;
 static struct forker *in_coroutine;
@@ -544,13 +587,19 @@ static void do_tree(struct test_daemon *d, void *arg)
 {
 	arena_t *a = uffd_open(d);
 	struct tree t = {.p = client_map(a, 2 * LEAF), .width = {4, 3, 2, 2, 1}};
+	uint64_t expected = 1;
 
 	(void)arg;
+	/* The more clients, the longer a recovery takes. */
+	if (getenv("ARENA_TEST_KILL"))
+		memcpy(t.width, (unsigned[5]){2, 2, 1, 1, 1}, sizeof(t.width));
+	for (unsigned i = ARRAY_SIZE(t.width); i-- > 0;)
+		expected = 1 + t.width[i] * expected;
 	t.counter = arena_mmap(a, NULL, PAGE, RW, ANON_SHARED, -1, 0);
 	CHECK(t.counter != MAP_FAILED);
 	pattern_fill(t.p, 2 * LEAF, 1);
 	grow(&t, 0, 1);
-	CHECK(*t.counter == 1 + 4 * (1 + 3 * (1 + 2 * (1 + 2 * (1 + 1)))));
+	CHECK(*t.counter == expected);
 	arena_close(a);
 }
 
@@ -624,10 +673,11 @@ static void test_deaths(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		daemon_test(test_thread),   daemon_test(test_threads), daemon_test(test_coroutine),
-		daemon_test(test_handler),  daemon_test(test_blocked), daemon_test(test_calls),
-		daemon_test(test_snapshot), daemon_test(test_closed),  daemon_test(test_handles),
-		daemon_test(test_uncaught), daemon_test(test_tree),    daemon_test(test_deaths),
+		daemon_test(test_thread),    daemon_test(test_flushed),  daemon_test(test_threads),
+		daemon_test(test_coroutine), daemon_test(test_handler),  daemon_test(test_blocked),
+		daemon_test(test_calls),     daemon_test(test_snapshot), daemon_test(test_closed),
+		daemon_test(test_handles),   daemon_test(test_uncaught), daemon_test(test_tree),
+		daemon_test(test_deaths),
 	};
 
 	return cmocka_run_group_tests(tests, uffd_group_setup, daemon_group_teardown);

@@ -108,6 +108,7 @@ int handle_fork(struct call *call)
 		mm_destroy(mm);
 		return r;
 	}
+	call_flush_all(call);
 	state_event(service_state(p->service), EV_ARENA_FORK, 1);
 	reply = CALL_RESULT(call, fork, FORK);
 	reply->mm_id = mm_id(mm);
@@ -157,6 +158,7 @@ int handle_snapshot(struct call *call)
 
 	if (r)
 		return r;
+	call_flush_all(call);
 	state_event(service_state(p->service), EV_ARENA_SNAPSHOT, 1);
 	CALL_RESULT(call, address, ADDRESS)->address = out;
 	return 0;

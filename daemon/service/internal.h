@@ -337,6 +337,16 @@ static inline int call_flush_again(struct call *call, int r)
 	return r;
 }
 
+/*
+ * A copy of memory is that of the moment when the client has lost the right to write. Another call may have
+ * taken that before, by a flush that nobody has applied yet: then this one posted none, and its caller shall
+ * apply the other's.
+ */
+static inline void call_flush_all(struct call *call)
+{
+	call->posted = UINT64_MAX;
+}
+
 /* Round *len up to pages; false if address + length leaves 64 bits. */
 static inline bool round_range(uint64_t addr, uint64_t *len)
 {
