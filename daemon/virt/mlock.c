@@ -62,13 +62,21 @@ static int munlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *r
 	return 0;
 }
 
+/* A leaf may lie across VMAs that are both locked, if they differ in advice: it counts once. */
+static int mlock_found(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
+{
+	const struct vma *v = arg;
+
+	return addr < v->start ? 0 : mlock_one(mm, addr, ref, NULL);
+}
+
 void mm_recover_mlock(struct mm *mm)
 {
 	struct vma *v;
 
 	RB_FOREACH(v, vma_tree, &mm->vmas)
 		if (v->flags & VM_LOCKED)
-			pgtable_walk(mm, v->start, v->end, mlock_one, NULL);
+			pgtable_walk(mm, v->start, v->end, mlock_found, v);
 }
 
 /* ---- limits -------------------------------------------------------------------------------------- */

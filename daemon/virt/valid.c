@@ -363,8 +363,9 @@ static void check_frames(struct virt *v, struct counts *c)
 				 page->private_, c->limbo[pfn]);
 		if (page_pins(page) != c->pins[pfn] ||
 		    (page->flags & PG_MLOCKED ? page->mlock_count : 0) != c->locks[pfn])
-			COMPLAIN(c, "frame %lu: pinned %u times, locked %u times",
-				 (unsigned long)pfn, c->pins[pfn], c->locks[pfn]);
+			COMPLAIN(c, "frame %lu (flags %x): %u pins of %u, %u locks of %u",
+				 (unsigned long)pfn, page->flags, page_pins(page), c->pins[pfn],
+				 page->flags & PG_MLOCKED ? page->mlock_count : 0, c->locks[pfn]);
 		check_pinned(v, (pfn_t)pfn, page, c);
 		c->mlocked += page->flags & PG_MLOCKED ? UINT64_C(1) << page_order(page) : 0;
 	}
