@@ -348,7 +348,7 @@ static void moment_of_two(struct test_daemon *d, void *arg)
 		CHECK(pthread_create(&thread[i], NULL, write_on, &w[i]) == 0);
 	}
 	CHECK(pthread_create(&thread[WRITERS], NULL, take_snapshots, &taker) == 0);
-	for (uint64_t round = 0; round < test_scaled(200); round++) {
+	for (uint64_t round = 0; round < test_scaled(60); round++) {
 		volatile uint64_t *mark = first_word(all.area, WRITERS);
 		pid_t pid;
 
