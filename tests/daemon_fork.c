@@ -27,18 +27,6 @@ static void need_threads_after_fork(void)
 
 extern char **environ;
 
-/* The child's verdict; it ends without the exit handlers of the test. */
-static void expect_child(pid_t pid)
-{
-	int status;
-
-	CHECK(pid > 0);
-	CHECK_OK(waitpid(pid, &status, 0) == pid ? 0 : -1);
-	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
-#define IN_CHILD(pid) for (pid = fork(); pid == 0; _exit(0))
-
 /* ---- both sides ------------------------------------------------------------------------------- */
 
 static void both_sides(struct test_daemon *d, void *arg)

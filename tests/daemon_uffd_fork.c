@@ -18,19 +18,7 @@
 #include "base/util.h"
 #include "tests/lib_uffd.h"
 
-#define IN_CHILD(pid) for (pid = fork(); pid == 0; _exit(0))
 #define STACK (2 * LEAF)
-
-static void expect_child(pid_t pid)
-{
-	int status;
-
-	CHECK(pid > 0);
-	CHECK(waitpid(pid, &status, 0) == pid);
-	if (WIFSIGNALED(status))
-		dprintf(2, "a child ended with signal %d\n", WTERMSIG(status));
-	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
 
 /* ---- stacks -------------------------------------------------------------------------------- */
 

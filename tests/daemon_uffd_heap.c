@@ -17,7 +17,7 @@
 #include "base/util.h"
 #include "tests/lib_uffd.h"
 
-#if TEST_IS_SANITIZED
+#if TEST_SANITIZED
 int main(void)
 {
 	puts("a sanitizer has a heap of its own");
@@ -26,8 +26,6 @@ int main(void)
 #else
 
 #define HEAP (64 * LEAF)
-#define IN_CHILD(pid) for (pid = fork(); pid == 0; _exit(0))
-
 extern char **environ;
 
 /* ---- the heap ------------------------------------------------------------------------------ */
@@ -123,17 +121,6 @@ static arena_t *heap_begin(struct test_daemon *d)
 	CHECK_OK(arena_madvise(a, p, HEAP, MADV_NOHUGEPAGE));
 	heap = p;
 	return a;
-}
-
-static void expect_child(pid_t pid)
-{
-	int status;
-
-	CHECK(pid > 0);
-	CHECK(waitpid(pid, &status, 0) == pid);
-	if (WIFSIGNALED(status))
-		dprintf(2, "a child ended with signal %d\n", WTERMSIG(status));
-	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */

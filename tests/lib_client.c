@@ -173,6 +173,17 @@ arena_shm_t *client_shm(arena_t *a, const char *name, int oflag, mode_t mode)
 	return s;
 }
 
+void expect_child(pid_t pid)
+{
+	int status;
+
+	CHECK(pid > 0);
+	CHECK(waitpid(pid, &status, 0) == pid);
+	if (WIFSIGNALED(status))
+		dprintf(2, "a child ended with signal %d\n", WTERMSIG(status));
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 /* ---- meeting ------------------------------------------------------------------------------- */
 
 struct gate gate_make(void)

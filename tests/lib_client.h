@@ -93,6 +93,11 @@ enum arena_trap client_trap(void);
 void *client_map(arena_t *a, size_t len); /* private, anonymous, read-write */
 arena_shm_t *client_shm(arena_t *a, const char *name, int oflag, mode_t mode);
 
+/* In a client: a child of its own, for the body that follows; without the exit handlers of the test. */
+#define IN_CHILD(pid) for (pid = fork(); pid == 0; _exit(0))
+/* Such a child ended, and well. */
+void expect_child(pid_t pid);
+
 /* ---- meeting ------------------------------------------------------------------------------- */
 
 /* A pipe: who passes waits until someone has opened it once for him. Make it before the fork. */

@@ -24,19 +24,7 @@
 
 #include "arena/arena.h"
 #include "tests/lib_wire.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define TEST_IS_SANITIZED 1
-#else
-#define TEST_IS_SANITIZED 0
-#endif
-#define TEST_SANITIZED ((bool)TEST_IS_SANITIZED)
-
-#ifdef __SANITIZE_THREAD__
-#define TEST_TSAN true /* it keeps signals back, and blocks all while it calls a handler */
-#else
-#define TEST_TSAN false
-#endif
+#include "tests/sanitized.h"
 
 #define DAEMON_MAX_ARGS 32
 #define CHECK_PATH "sys/kernel/mm/arena/check"

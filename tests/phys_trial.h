@@ -9,14 +9,9 @@
 #define PHYS_TRIAL_H
 
 #include "phys_world.h"
+#include "tests/sanitized.h"
 
 #define FINISHED 3 /* exit status: the scenario ended before the store that was to be the last */
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
 
 struct trial {
 	void (*boot)(struct world *w);
@@ -348,7 +343,7 @@ static inline int run(const struct trial *t)
 /* Every store; under a sanitizer every `sparse`th, from a place that differs each time. */
 static inline void sweep(const struct trial *base, unsigned sparse)
 {
-	unsigned every = SANITIZED ? sparse : 1;
+	unsigned every = TEST_SANITIZED ? sparse : 1;
 	uint64_t n = 1 + clock_now() % every, deaths = 0;
 	struct trial t = *base;
 

@@ -19,7 +19,7 @@ static void dies_at_every_store_of_boot(void **state)
 static void dies_at_every_store_of_recovery(void **state)
 {
 	struct trial t = {.boot = boot_small, .scenario = every_operation, .seed = 4};
-	unsigned every = SANITIZED ? 150 : 29, deaths = 0;
+	unsigned every = TEST_SANITIZED ? 150 : 29, deaths = 0;
 
 	(void)state;
 	for (t.die_at = 7; t.die_at < 660; t.die_at += every)

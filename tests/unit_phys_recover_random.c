@@ -6,7 +6,7 @@ static void dies_in_random_lives(void **state)
 {
 	uint64_t seed = test_seed();
 	struct prng prng = {.state = seed};
-	unsigned deaths = 0, runs = SANITIZED ? 40 : 150;
+	unsigned deaths = 0, runs = TEST_SANITIZED ? 40 : 150;
 
 	(void)state;
 	for (unsigned i = 0; i < runs; i++) {

@@ -714,7 +714,7 @@ static void random_flips(void)
 static void test_flips(void **state)
 {
 	const char *length = getenv("ARENA_TEST_OPS");
-	unsigned long trials = length ? strtoul(length, NULL, 0) / 50 : SANITIZED ? 12 : 36;
+	unsigned long trials = length ? strtoul(length, NULL, 0) / 50 : TEST_SANITIZED ? 12 : 36;
 	uint64_t seed = test_seed();
 	unsigned deaths;
 

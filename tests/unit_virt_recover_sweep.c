@@ -536,7 +536,7 @@ static void survey_store(uintptr_t site)
 /* Sanitizers take ten times as long. */
 static bool worth_a_death(uint64_t i)
 {
-	const unsigned slow = SANITIZED ? 24 : 6;
+	const unsigned slow = TEST_SANITIZED ? 24 : 6;
 
 	return getenv("ARENA_TEST_SWEEP") || below(survey->point[i].first ? slow : 8 * slow) == 0;
 }
@@ -616,7 +616,7 @@ static void test_sweep_twice(void **state)
 	(void)state;
 	take_survey();
 	w.rng.state = test_seed();
-	for (i = 1 + below(150); i < survey->nr; i += 1 + below(SANITIZED ? 2000 : 600)) {
+	for (i = 1 + below(150); i < survey->nr; i += 1 + below(TEST_SANITIZED ? 2000 : 600)) {
 		again = 1 + below(3);
 		do {
 			deaths = trial(survey->point[i].store, again);

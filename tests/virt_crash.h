@@ -18,13 +18,8 @@
 
 #include "daemon/phys/journal.h"
 #include "daemon/store/store.h"
+#include "tests/sanitized.h"
 #include "tests/virt_fake_machine.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
 
 /* Called when a new worker is there, before anything else happens; by the test. */
 static void crash_reborn(void);

@@ -6,19 +6,12 @@
 #include <stdint.h>
 #include <sys/syscall.h>
 
+#include "libclient/bare.h"
+
 static inline int64_t raw6(int64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 			   uint64_t f)
 {
-	register uint64_t r10 __asm__("r10") = d;
-	register uint64_t r8 __asm__("r8") = e;
-	register uint64_t r9 __asm__("r9") = f;
-	int64_t ret;
-
-	__asm__ volatile("syscall"
-			 : "=a"(ret)
-			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return ret;
+	return bare_syscall(nr, (long)a, (long)b, (long)c, (long)d, (long)e, (long)f);
 }
 
 static inline int64_t raw3(int64_t nr, uint64_t a, uint64_t b, uint64_t c)
