@@ -20,6 +20,15 @@
 
 #define STACK (2 * LEAF)
 
+/* It keeps data about stacks; and a child inherits its allocator as locked by a thread that it does not have. */
+static void not_for_sanitizers(void)
+{
+	if (!TEST_SANITIZED)
+		return;
+	print_message("skipped: a sanitizer cannot follow it\n");
+	skip();
+}
+
 /* ---- stacks -------------------------------------------------------------------------------- */
 
 struct forker {
@@ -127,8 +136,7 @@ static void do_threads(struct test_daemon *d, void *arg)
 
 static void test_threads(void **state)
 {
-	if (TEST_SANITIZED)
-		skip();
+	not_for_sanitizers();
 	uffd_run(*state, do_threads, NULL);
 }
 
@@ -170,8 +178,7 @@ static void do_flushed(struct test_daemon *d, void *arg)
 
 static void test_flushed(void **state)
 {
-	if (TEST_SANITIZED)
-		skip();
+	not_for_sanitizers();
 	uffd_run(*state, do_flushed, NULL);
 }
 
@@ -203,8 +210,7 @@ static void do_coroutine(struct test_daemon *d, void *arg)
 
 static void test_coroutine(void **state)
 {
-	if (TEST_SANITIZED)
-		skip();
+	not_for_sanitizers();
 	uffd_run(*state, do_coroutine, NULL);
 }
 
@@ -237,8 +243,7 @@ static void do_handler(struct test_daemon *d, void *arg)
 
 static void test_handler(void **state)
 {
-	if (TEST_SANITIZED)
-		skip();
+	not_for_sanitizers();
 	uffd_run(*state, do_handler, NULL);
 }
 
@@ -397,6 +402,7 @@ static void do_calls(struct test_daemon *d, void *arg)
 
 static void test_calls(void **state)
 {
+	not_for_sanitizers();
 	uffd_run(*state, do_calls, NULL);
 }
 
@@ -593,6 +599,7 @@ static void do_tree(struct test_daemon *d, void *arg)
 
 static void test_tree(void **state)
 {
+	not_for_sanitizers();
 	client_run(*state, do_tree, NULL);
 }
 
