@@ -258,7 +258,7 @@ static void do_mremap(struct duel *d)
 		flags ^= chance(d, 50) ? MREMAP_MAYMOVE : 8;
 	/* The kernel unlocks what lies around such a source, too: it does not cut it out. */
 	if (flags & MREMAP_DONTUNMAP)
-		BOTH(d, arena_munlockall(d->a), munlockall());
+		BOTH(d, arena_munlockall(d->a), (int)syscall(SYS_munlockall));
 	/* Growing in place must not leave the range, where the two sides differ. */
 	if (!(flags & MREMAP_FIXED) && from + other > PAGES)
 		other = PAGES - from;
@@ -320,11 +320,12 @@ static void do_lock(struct duel *d)
 
 	pick(d, &from, &n);
 	len = chance(d, 2) ? 0 : (size_t)n * PAGE - 100;
+	/* Without the C library's mlock() and munlock(): a sanitizer's do nothing. */
 	SAY(d, "lock %u of page %u+%zu, %zu bytes", kind, from, odd, len);
 	switch (kind) {
 	case 0 ... 3:
 		BOTH(d, arena_mlock(d->a, ours(d, from) + odd, len),
-		     mlock(theirs(d, from) + odd, len));
+		     (int)syscall(SYS_mlock, theirs(d, from) + odd, len));
 		break;
 	case 4 ... 5:
 		BOTH(d, arena_mlock2(d->a, ours(d, from) + odd, len, MLOCK_ONFAULT),
@@ -335,7 +336,7 @@ static void do_lock(struct duel *d)
 		break;
 	default:
 		BOTH(d, arena_munlock(d->a, ours(d, from) + odd, len),
-		     munlock(theirs(d, from) + odd, len));
+		     (int)syscall(SYS_munlock, theirs(d, from) + odd, len));
 	}
 }
 
