@@ -247,6 +247,9 @@ struct virt {
 	uint32_t nr_pending; /* mms with something in limbo or waiters */
 	uint64_t committed;  /* pages of VM_ACCOUNT VMAs and of accounted objects: Committed_AS */
 	vm_limit_fn limit;
+	int zero_file;    /* zero.c; -1: nobody asked for it yet */
+	bool zero_backed; /* its block has its memory */
+	pfn_t zero_pfn;   /* the block's number, behind the arena's last frame; PFN_NONE: none */
 };
 
 /* ---- mm.c ---- */
@@ -364,6 +367,21 @@ void drop_replaced_entry(const struct vma *vma, uint64_t entry);
 int split_leaf_at(struct mm *mm, uint64_t addr);
 /* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- zero.c ---- */
+
+void zero_init(struct virt *v);
+void zero_exit(struct virt *v, bool unkeep);
+void zero_recover(struct virt *v); /* the file, if the store has it */
+/* Does a present entry map the block of zeros? Then it has no struct page, and counts nowhere. */
+static inline bool entry_is_zero(const struct virt *v, uint64_t entry)
+{
+	return arena_pte_pfn(entry) >= v->zero_pfn;
+}
+/* May a read fault of this VMA be served by it, where a leaf fits? */
+bool zero_allowed(const struct vma *vma);
+/* The entry for one of its pages, or for all of it. */
+uint64_t zero_entry(const struct vma *vma, pfn_t pfn, bool leaf);
 
 /* ---- fault.c ---- */
 
@@ -506,8 +524,8 @@ static inline uint32_t page_pins(const struct page *page)
 /* The frame of addr if it is there (and writable): head and number. NULL: absent, or no page of ours
  * to hold (vm_normal_page). */
 struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn);
-/* The head behind an entry, NULL for what is mapped by number (VM_PFNMAP): nobody may count,
- * move or free such a frame through this mapping. */
+/* The head behind an entry, NULL for what is mapped by number (VM_PFNMAP) and for the zero page: nobody
+ * may count, move or free such a frame through this mapping. */
 struct page *vm_normal_page(const struct vma *v, uint64_t entry);
 void mm_unpin_all(struct mm *mm);
 void mm_recover_pin_counts(struct mm *mm); /* when the frames' references are right again */

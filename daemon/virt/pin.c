@@ -83,7 +83,7 @@ struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn)
 
 struct page *vm_normal_page(const struct vma *v, uint64_t entry)
 {
-	if (v->flags & (VM_PFNMAP | VM_DIRECT))
+	if (v->flags & (VM_PFNMAP | VM_DIRECT) || entry_is_zero(v->mm->virt, entry))
 		return NULL;
 	return pfn_to_page(v->mm->virt->phys, frame_head(v->mm->virt, (pfn_t)arena_pte_pfn(entry)));
 }

@@ -80,6 +80,8 @@ static int check_header(const struct recovery *r, struct mm *mm)
 		return mm_damaged(mm, "the layout of its window");
 	if (h->def_flags & ~(uint64_t)VM_LOCKED_MASK)
 		return mm_damaged(mm, "the flags of new mappings");
+	if (h->uses_zero > 1)
+		return mm_damaged(mm, "whether it maps zeros");
 	if (!h->anon_family)
 		return mm_damaged(mm, "anonymous memory of nobody");
 	/* A number that has been counted to by flushes one at a time. */
