@@ -423,7 +423,7 @@ static void zeros_leaf_moved(void)
 
 static void zeros_of_segment(void)
 {
-	zeros(seg[3], 0, ARENA_SLOT_ZERO, true);
+	zeros(seg[3] + PAGE(2), 2, ARENA_SLOT_ZERO, true);
 }
 
 static void zeros_flag(void)

@@ -190,7 +190,7 @@ struct mm {
 	uint64_t rss_anon, rss_shmem, leaves, direct_pages, faults;
 	uint64_t total_vm, hiwater_vm, data_vm, exec_vm, stack_vm, locked_vm; /* account.c */
 	uint64_t pinned_vm;                                                   /* pin.c */
-	uint32_t nr_pin_records;  /* records below this may be in use */
+	struct pin_index *pins;   /* pin_index.c; NULL: nothing was ever pinned */
 	uint32_t reserved_tables; /* table_alloc() will not fail so often */
 };
 LIST_HEAD(mm_list, mm);
@@ -531,9 +531,29 @@ void mm_unpin_all(struct mm *mm);
 void mm_recover_pin_counts(struct mm *mm); /* when the frames' references are right again */
 /* Each pinned page's head, once a pin. */
 void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg);
-/* After a crash: the first n records made whole, counts; the references are the caller's to count. How many were
- * not as they should be. */
+/* After a crash: the first n records, for which there is room in the index, made whole, and counts; the
+ * references are the caller's to count. How many were not as they should be. */
 unsigned mm_recover_pins(struct mm *mm, uint32_t n);
+bool mm_pins_are_valid(const struct mm *mm);
+
+/* ---- pin_index.c ---- */
+
+/* Room for the first n records. ARENA_E_NO_MEMORY. */
+int pin_index_reserve(struct mm *mm, uint32_t n);
+void pin_index_free(struct mm *mm);
+/* A free record, which is the caller's; and one that is free again. ARENA_E_NO_MEMORY. */
+int pin_index_take(struct mm *mm, uint32_t *record);
+void pin_index_give(struct mm *mm, uint32_t record);
+/* The record covers [start, end), where it may have covered more or less before, from the same start. */
+void pin_index_set(struct mm *mm, uint32_t record, uint64_t start, uint64_t end);
+/* A record that covers addr. */
+bool pin_index_find(const struct mm *mm, uint64_t addr, uint32_t *record);
+/* All records in use are below. */
+uint32_t pin_index_top(const struct mm *mm);
+/* range: the pages of a record, 0 if it is free, and where they begin. */
+typedef uint32_t (*pin_range)(const struct mm *mm, uint32_t record, uint64_t *start);
+void pin_index_rebuild(struct mm *mm, uint32_t n, pin_range range);
+bool pin_index_is_valid(const struct mm *mm, pin_range range);
 
 /* ---- pages.c ---- */
 bool direct_contains(const struct mm *mm, uint64_t start, uint64_t end);

@@ -442,6 +442,7 @@ struct mm *mm_destroy(struct mm *mm)
 	}
 	slot_free_all(mm);
 	pgtable_free_index(mm);
+	pin_index_free(mm);
 	if (mm->domain)
 		drain_pages(v->phys, mm->domain);
 	domain_put(mm->domain);

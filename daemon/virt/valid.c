@@ -283,6 +283,8 @@ static void check_mm(struct mm *mm, struct counts *c)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
 	mm_for_each_pin(mm, count_pin, c);
+	if (!mm_pins_are_valid(mm))
+		COMPLAIN(c, "mm %u: the index of its pins", mm->id);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,
