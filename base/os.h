@@ -19,6 +19,8 @@
 /* A memfd of exactly `size` bytes, sealed against shrink, grow and further seals, mode 0400 (a
  * peer of the same uid cannot reopen it writable by a plain open), close-on-exec. */
 int os_memfd(const char *name, uint64_t size);
+/* The same, and nobody can write to it, ever: it reads as zeros. */
+int os_memfd_zeros(const char *name, uint64_t size);
 /* The size of a file that cannot shrink under us, as os_memfd() makes them; -EINVAL: it could. */
 int os_memfd_size(int fd, uint64_t *size);
 /* The name os_memfd() was given, at most size - 1 bytes; -EINVAL: it is none. Not signal-safe. */

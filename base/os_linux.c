@@ -42,15 +42,15 @@
 
 /* ---- files of memory ---- */
 
-static int set_seals(int fd)
+static int set_seals(int fd, int more)
 {
 	if (fchmod(fd, 0400) < 0 ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL | more) < 0)
 		return -errno;
 	return 0;
 }
 
-int os_memfd(const char *name, uint64_t size)
+static int sealed_memfd(const char *name, uint64_t size, int seals)
 {
 	unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
 	_cleanup_(closep) int fd = -1;
@@ -64,8 +64,18 @@ int os_memfd(const char *name, uint64_t size)
 		fd = (int)syscall(SYS_memfd_create, name, flags);
 	if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
 		return -errno;
-	r = set_seals(fd);
+	r = set_seals(fd, seals);
 	return r < 0 ? r : TAKE_FD(fd);
+}
+
+int os_memfd(const char *name, uint64_t size)
+{
+	return sealed_memfd(name, size, 0);
+}
+
+int os_memfd_zeros(const char *name, uint64_t size)
+{
+	return sealed_memfd(name, size, F_SEAL_WRITE);
 }
 
 int os_memfd_size(int fd, uint64_t *size)

@@ -375,6 +375,7 @@ static int attach(struct arena *a)
 	/* It may have been lost while nobody was to be told. */
 	if (link_state(a) == LINK_LOST)
 		flush_thread_nudge(a);
+	client_ask_zero(a);
 	return 0;
 }
 

@@ -234,6 +234,11 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box);
  */
 int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked);
 
+/* ---- zero.c ---- */
+
+/* When attached. Without it, what is read gets frames as what is written does. */
+void client_ask_zero(struct arena *a);
+
 /* ---- flush_thread.c ---- */
 
 int flush_thread_start(struct arena *a);

@@ -91,20 +91,39 @@ static void slot_put(struct tlb_slot *s, int fd)
 	store_release(&s->number, fd + 1);
 }
 
+static int slot_make_room(struct tlb *t, unsigned slot)
+{
+	struct tlb_slot *chunk;
+
+	if (t->slots[slot / SLOTS_PER_CHUNK])
+		return 0;
+	chunk = own_alloc(SLOTS_PER_CHUNK * sizeof(*chunk));
+	if (!chunk)
+		return -ENOMEM;
+	store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
+	return 0;
+}
+
+int tlb_slot_expect(struct tlb *t, unsigned slot)
+{
+	int r = slot_make_room(t, slot);
+
+	if (r == 0)
+		store_release(&slot_at(t, slot)->number, SLOT_LOST);
+	return r;
+}
+
 int tlb_slot_set(struct tlb *t, unsigned slot, int fd)
 {
-	struct tlb_slot *s, *chunk;
+	struct tlb_slot *s;
 	uint64_t mask;
-	int old;
+	int old, r;
 
 	if (slot >= ARENA_MAX_SLOTS || fd < 0)
 		return -EBADF;
-	if (!t->slots[slot / SLOTS_PER_CHUNK]) {
-		chunk = own_alloc(SLOTS_PER_CHUNK * sizeof(*chunk));
-		if (!chunk)
-			return -ENOMEM;
-		store_release(&t->slots[slot / SLOTS_PER_CHUNK], chunk);
-	}
+	r = slot_make_room(t, slot);
+	if (r < 0)
+		return r;
 	s = slot_at(t, slot);
 	/* A refill uses the descriptor under the lock. */
 	mask = tlb_lock(t, false);

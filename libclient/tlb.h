@@ -242,6 +242,8 @@ void tlb_slots_close(struct tlb *t);
 void tlb_slots_forget(struct tlb *t); /* they are the program's now */
 /* In the child of fork(), whose descriptors they are not: slots are known, and have none. */
 void tlb_slots_lose(struct tlb *t);
+/* Its descriptor is yet to be had: as one that was lost. */
+int tlb_slot_expect(struct tlb *t, unsigned slot);
 bool tlb_slot_is_known(const struct tlb *t, unsigned slot);
 void tlb_slot_is_gone(struct tlb *t, unsigned slot); /* one that was lost is not in use any more */
 

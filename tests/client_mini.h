@@ -402,7 +402,7 @@ static void serve_socket(void)
 	}
 	answer(q, &reply, &results);
 	if (q->call_case == ARENA__REQUEST__CALL_SLOT) {
-		d.slots++;
+		d.slots += q->slot->number != ARENA_SLOT_ZERO;
 		send_reply(&reply, &d.other, reply.error ? 0 : 1);
 	} else if (q->call_case == ARENA__REQUEST__CALL_SHM_OPEN) {
 		send_reply(&reply, &d.other, 1);

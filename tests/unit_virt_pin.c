@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* unit_virt_pin.c - pins: what they hold, how they end, and what a crash leaves of their records. */
 #include <fcntl.h>
+#include <time.h>
 
 #include "tests/virt_fake.h"
 
@@ -154,6 +155,14 @@ static void test_pinned_stay(void **state)
 	assert_false(client_is_leaf(c, small));
 }
 
+static void recover_pins(uint32_t n)
+{
+	pin_index_free(c->mm);
+	assert_int_equal(pin_index_reserve(c->mm, n), 0);
+	mm_recover_pins(c->mm, n);
+	assert_true(mm_pins_are_valid(c->mm));
+}
+
 /* A run is cut in three steps; whatever the last one was, each page is pinned as often as before. */
 static void test_records_after_crash(void **state)
 {
@@ -170,14 +179,14 @@ static void test_records_after_crash(void **state)
 	assert_int_equal(pin(at, PAGE(10), true), 0); /* twice: the other run means nothing */
 	/* The upper part is written, the run not yet shortened. */
 	r[2] = (struct arena_pin_record){at + PAGE(6), r[0].pfn + 6, 4 | ARENA_PIN_BORN};
-	mm_recover_pins(c->mm, 3);
+	recover_pins(3);
 	assert_int_equal(r[2].pages, 0);
 	assert_int_equal(c->mm->pinned_vm, 20);
 	assert_true(virt_is_valid(m.virt));
 	/* It is shortened, the part not yet true. */
 	r[2] = (struct arena_pin_record){at + PAGE(6), r[0].pfn + 6, 4 | ARENA_PIN_BORN};
 	r[0].pages = 6;
-	mm_recover_pins(c->mm, 3);
+	recover_pins(3);
 	assert_int_equal(r[2].pages, 4);
 	assert_int_equal(c->mm->pinned_vm, 20);
 	assert_true(virt_is_valid(m.virt));
@@ -216,13 +225,113 @@ static void test_follow_page(void **state)
 	assert_int_equal(vm_free_pages(c->mm, direct, 0), 0);
 }
 
+#define PINNED 512u
+
+/* Runs that overlap in every way, against a count for each page. */
+static void test_overlaps(void **state)
+{
+	uint64_t at = map_pages(PAGE(PINNED)), i, n, sum = 0;
+	struct prng r = {.state = test_seed()};
+	unsigned pins[PINNED] = {0}, turn;
+
+	(void)state;
+	for (turn = 0; turn < 6000; turn++) {
+		uint64_t first = prng_below(&r, PINNED);
+		uint64_t len = 1 + prng_below(&r, prng_below(&r, 8) ? 12 : PINNED - first);
+		bool all = true;
+
+		len = MIN(len, PINNED - first);
+		/* The other way round now and then, so that there are many and few. */
+		if (prng_below(&r, 100) < (turn / 1500 % 2 ? 30 : 65)) {
+			assert_int_equal(pin(at + PAGE(first), PAGE(len), true), 0);
+			for (i = first; i < first + len; i++)
+				pins[i]++;
+			sum += len;
+			continue;
+		}
+		for (i = first; i < first + len; i++)
+			all &= pins[i] > 0;
+		assert_int_equal(vm_unpin(c->mm, at + PAGE(first), PAGE(len)),
+				 all ? 0 : ARENA_E_INVALID);
+		for (i = first; all && i < first + len; i++)
+			pins[i]--;
+		sum -= all ? len : 0;
+		assert_int_equal(c->mm->pinned_vm, sum);
+		assert_true(turn % 16 || mm_pins_are_valid(c->mm));
+	}
+	assert_true(virt_is_valid(m.virt));
+	recover_pins(pin_index_top(c->mm));
+	assert_int_equal(c->mm->pinned_vm, sum);
+	for (n = 0; n < PINNED; n++)
+		for (; pins[n]; pins[n]--)
+			assert_int_equal(vm_unpin(c->mm, at + PAGE(n), PAGE(1)), 0);
+	assert_int_equal(c->mm->pinned_vm, 0);
+}
+
+static uint64_t cpu_time(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * NSEC_PER_SEC + (uint64_t)t.tv_nsec;
+}
+
+#define PART 4096u
+#define PARTS (ARENA_MM_MAX_PINS / PART)
+
+/* Pin or unpin one page after the other, out of order: the CPU time it takes. */
+static uint64_t time_part(uint64_t at, bool unpin)
+{
+	uint64_t since = cpu_time();
+	unsigned i;
+
+	for (i = 0; i < PART; i++) {
+		uint64_t page = at + PAGE(i * 1237u % PART);
+
+		assert_int_equal(unpin ? vm_unpin(c->mm, page, PAGE(1)) : pin(page, PAGE(1), true),
+				 0);
+	}
+	return cpu_time() - since;
+}
+
+/* As many records as there can be: the last costs what the first did. A scan of them is some 30 times as much. */
+static void test_many_pins(void **state)
+{
+	uint64_t at = map_pages(PAGE(PART)), time[2][PARTS], few, many;
+	unsigned i;
+
+	(void)state;
+	for (i = 0; i < PART; i++)
+		client_write(c, at + PAGE(i));
+	for (i = 0; i < PARTS; i++)
+		time[0][i] = time_part(at, false);
+	assert_int_equal(pin(at, PAGE(1), true), ARENA_E_NO_MEMORY);
+	assert_true(virt_is_valid(m.virt));
+	for (i = PARTS; i-- > 0;)
+		time[1][i] = time_part(at, true);
+	assert_int_equal(vm_unpin(c->mm, at, PAGE(1)), ARENA_E_INVALID);
+	for (i = 0; i < 2; i++) {
+		few = MIN(time[i][0], MIN(time[i][1], time[i][2]));
+		many = MIN(time[i][PARTS - 1], MIN(time[i][PARTS - 2], time[i][PARTS - 3]));
+		print_message("%s: %lu ns a page with few records, %lu with many\n",
+			      i ? "unpin" : "pin", (unsigned long)(few / PART),
+			      (unsigned long)(many / PART));
+		assert_true(many < 8 * few);
+	}
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		TEST(test_pin_outlives_mapping), TEST(test_pins_count),
-		TEST(test_pin_breaks_cow),       TEST(test_pinned_stay),
-		TEST(test_records_after_crash),  TEST(test_follow_page),
+		TEST(test_pin_outlives_mapping),
+		TEST(test_pins_count),
+		TEST(test_pin_breaks_cow),
+		TEST(test_pinned_stay),
+		TEST(test_records_after_crash),
+		TEST(test_follow_page),
+		TEST(test_overlaps),
+		TEST(test_many_pins),
 	};
 
 	log_set_level(LOG_LEVEL_ERR);

@@ -392,6 +392,45 @@ static void entry_slot(void)
 	*an_entry(anon[3]) |= UINT64_C(4095) << ARENA_PTE_SLOT_SHIFT;
 }
 
+static void zeros(uint64_t addr, uint64_t page, unsigned slot, bool asked)
+{
+	uint64_t *e = an_entry(addr), pfn = phys_nr_frames(m.phys) + page;
+
+	victim()->header->uses_zero = asked;
+	*e = (*e & ~(ARENA_PTE_PFN_MASK | ARENA_PTE_WRITE)) | pfn << ARENA_PTE_PFN_SHIFT |
+	     (uint64_t)slot << ARENA_PTE_SLOT_SHIFT;
+}
+
+static void zeros_not_asked(void)
+{
+	zeros(anon[3], 3, ARENA_SLOT_ZERO, false);
+}
+
+static void zeros_slot(void)
+{
+	zeros(anon[3], 3, 0, true);
+}
+
+static void zeros_beyond(void)
+{
+	zeros(anon[3], ARENA_LEAF_PAGES, ARENA_SLOT_ZERO, true);
+}
+
+static void zeros_leaf_moved(void)
+{
+	zeros(leaf[3], 1, ARENA_SLOT_ZERO, true);
+}
+
+static void zeros_of_segment(void)
+{
+	zeros(seg[3] + PAGE(2), 2, ARENA_SLOT_ZERO, true);
+}
+
+static void zeros_flag(void)
+{
+	victim()->header->uses_zero = 2;
+}
+
 static void entry_absent(void)
 {
 	*an_entry(anon[3]) &= ~ARENA_PTE_PRESENT;
@@ -554,6 +593,12 @@ static const struct damage {
 	DAMAGE(entry_beyond, VICTIM, 0),
 	DAMAGE(entry_bits, VICTIM, 0),
 	DAMAGE(entry_slot, VICTIM, 0),
+	DAMAGE(zeros_not_asked, VICTIM, 0),
+	DAMAGE(zeros_slot, VICTIM, 0),
+	DAMAGE(zeros_beyond, VICTIM, 0),
+	DAMAGE(zeros_leaf_moved, VICTIM, 0),
+	DAMAGE(zeros_of_segment, VICTIM, 0),
+	DAMAGE(zeros_flag, VICTIM, 0),
 	DAMAGE(entry_absent, VICTIM, 0),
 	DAMAGE(leaf_moved, VICTIM, 0),
 	DAMAGE(entry_direct, VICTIM, 0),

@@ -416,6 +416,25 @@ static void step_late_ack(void)
 	ack(C, true);
 }
 
+/* Zeros: mapped, taken apart, replaced, copied. */
+static void step_zero(void)
+{
+	uint64_t at = map(B, 0, LEAF(4), PROT_RW, MAP_PRIVATE, NULL, 0);
+
+	get(B, at + PAGE(3));
+	get(B, at + LEAF(1)); /* ahead */
+	assert_true(pfn_is_zeros(&w.m, client_pfn(B->c, at + LEAF(1))));
+	put(B, at + LEAF(1) + PAGE(1));
+	put(B, at + LEAF(2));
+	unmap(B, at + PAGE(8), PAGE(2));
+	put(B, at + PAGE(7));
+	get(B, at + PAGE(6));
+	protect(B, at, PAGE(4), PROT_READ);
+	get(B, at + PAGE(3));
+	unmap(B, at, PAGE(8));
+	unmap(B, at + PAGE(10), LEAF(4) - PAGE(10));
+}
+
 #include "tests/virt_scenario_calls.h"
 
 static void step_close(void)
@@ -460,13 +479,13 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,    step_anon,     step_split,  step_protect,    step_fixed,
-	step_shared,   step_segment,  step_cow,    step_ack,        step_own_segment,
-	step_truncate, step_pages,    step_ack,    step_advice,     step_populate,
-	step_hole,     step_late_ack, step_mremap, step_heap,       step_lock,
-	step_pin,      step_collapse, step_fork,   step_cow_calls,  step_snapshot,
-	step_close,    step_unmap,    step_death,  step_new_client, step_ack,
-	step_end,
+	step_start,    step_anon,     step_split,    step_protect, step_fixed,
+	step_shared,   step_segment,  step_cow,      step_ack,     step_own_segment,
+	step_zero,     step_truncate, step_pages,    step_ack,     step_advice,
+	step_populate, step_hole,     step_late_ack, step_mremap,  step_heap,
+	step_lock,     step_pin,      step_collapse, step_fork,    step_cow_calls,
+	step_snapshot, step_close,    step_unmap,    step_death,   step_new_client,
+	step_ack,      step_end,
 };
 
 static void scenario_up(void)

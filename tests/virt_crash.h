@@ -261,6 +261,17 @@ static inline int crash_vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, 
 	return r;
 }
 
+static int crash_do_zero_file(struct mm *mm, void *arg)
+{
+	(void)arg;
+	return vm_zero_file(mm);
+}
+
+static inline int crash_vm_zero_file(struct mm *mm)
+{
+	return crash_run(crash_do_zero_file, mm, NULL, 0, false);
+}
+
 static int crash_do_mlockall(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
@@ -607,6 +618,7 @@ static inline void crash_virt_flush_collect(struct virt *v)
 #define mm_adopt crash_mm_adopt
 #define mm_destroy crash_mm_destroy
 #define vm_snapshot crash_vm_snapshot
+#define vm_zero_file crash_vm_zero_file
 #define vm_mlockall crash_vm_mlockall
 #define vm_munlockall crash_vm_munlockall
 #define vm_mmap crash_vm_mmap

@@ -35,8 +35,31 @@ struct fake_client {
 	struct tlb_item *tlb;
 	size_t nr_tlb, cap_tlb;
 	uint64_t acked;
-	bool no_tlb; /* do not keep one */
+	bool no_tlb;          /* do not keep one */
+	const uint8_t *zeros; /* the block of ARENA_SLOT_ZERO; NULL: not asked for */
 };
+
+/* The number of a page of the zero block, not of a frame? */
+static inline bool pfn_is_zeros(const struct fake_machine *m, pfn_t pfn)
+{
+	return pfn != PFN_NONE && pfn >= phys_nr_frames(m->phys);
+}
+
+/* Ask for the file of zeros, as libarena does when it has attached. */
+static inline void client_use_zeros(struct fake_client *c)
+{
+	int fd = vm_zero_file(c->mm), ro;
+	void *at;
+
+	assert_true(fd >= 0);
+	ro = os_reopen_readonly(fd);
+	assert_true(ro >= 0);
+	assert_int_equal(os_map(ro, phys_nr_frames(c->m->phys) << ARENA_PAGE_SHIFT, ARENA_LEAF_SIZE,
+				OS_MAP_READ, &at),
+			 0);
+	close(ro);
+	c->zeros = at;
+}
 
 /* Of this worker: what the client shares with it, and holds of it. */
 static inline void client_reborn(struct fake_client *c)
@@ -124,6 +147,8 @@ static inline int client_try_fork(struct fake_client *parent, pid_t pid, struct 
 	c->file = at;
 	memcpy(c->slot_domain, parent->slot_domain, sizeof(c->slot_domain));
 	client_reborn(c);
+	if (parent->zeros)
+		client_use_zeros(c);
 	*out = c;
 	return 0;
 }
@@ -141,6 +166,8 @@ static inline struct fake_client *client_down(struct fake_client *c)
 	if (!c)
 		return NULL;
 	assert_int_equal(os_unmap((void *)(uintptr_t)c->file, ARENA_MM_FILE_SIZE), 0);
+	if (c->zeros)
+		assert_int_equal(os_unmap((void *)(uintptr_t)c->zeros, ARENA_LEAF_SIZE), 0);
 	c->nr_tlb = 0; /* the process is dead */
 	c->mm = mm_destroy(c->mm);
 	free(c->tlb);
@@ -201,9 +228,16 @@ static inline bool client_permits(uint64_t e, uint32_t access)
  * object may let it go. */
 static inline bool frame_identity(const struct fake_machine *m, pfn_t pfn, struct tlb_item *out)
 {
-	pfn_t head = compound_head(m->phys, pfn);
 	const struct page *page;
+	pfn_t head;
 
+	/* Always the same, and nobody's. */
+	if (pfn_is_zeros(m, pfn)) {
+		out->owner = out->mapping = out->domain = 0;
+		out->index = pfn;
+		return true;
+	}
+	head = compound_head(m->phys, pfn);
 	if (head == PFN_NONE)
 		return false;
 	page = pfn_to_page(m->phys, head);
@@ -250,8 +284,14 @@ static inline uint8_t *client_frame(const struct fake_client *c, uint64_t addr)
 	unsigned level;
 	uint64_t e = client_walk(c, addr, &level);
 	pfn_t pfn = client_pfn(c, addr);
-	struct domain *d = pfn_domain(c->m->phys, pfn);
+	struct domain *d;
 
+	if (arena_pte_slot(e) == ARENA_SLOT_ZERO) {
+		pfn -= (pfn_t)phys_nr_frames(c->m->phys);
+		assert_true(c->zeros && pfn < ARENA_LEAF_PAGES && !(e & ARENA_PTE_WRITE));
+		return (uint8_t *)(uintptr_t)c->zeros + PAGE(pfn) + (addr & ~ARENA_PAGE_MASK);
+	}
+	d = pfn_domain(c->m->phys, pfn);
 	assert_non_null(d);
 	assert_int_equal(c->slot_fd[arena_pte_slot(e)], domain_fd(d));
 	return (uint8_t *)domain_address(d, pfn) + (addr & ~ARENA_PAGE_MASK);

@@ -24,11 +24,14 @@ static inline int rmap_is_it(struct vma *vma, uint64_t addr, struct pte_ref *ref
 
 static inline int rmap_look_for(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
-	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry), head = frame_head(mm->virt, pfn);
-	const struct page *page = pfn_to_page(mm->virt->phys, head);
+	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry);
+	const struct page *page;
 	struct rmap_search s = {.mm = mm, .addr = addr};
 	bool *ok = arg;
 
+	if (entry_is_zero(mm->virt, *ref->entry))
+		return 0;
+	page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
 	if (!(page->flags & PG_ANON))
 		return 0;
 	rmap_walk(mm->virt, pfn, rmap_is_it, &s);

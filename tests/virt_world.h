@@ -142,6 +142,9 @@ static inline void client_start(struct mclient *mc, uid_t uid, uint64_t base)
 	mc->base = base;
 	assert_int_equal(client_try_up(&w.m, uid, w.next_pid++, mc->base, &mc->c), 0);
 	mc->brk = mc->c->mm->header->start_brk;
+	/* Not every client knows of them. */
+	if (mc->c->cred.pid % 3)
+		client_use_zeros(mc->c);
 	if (uid == 1002) {
 		mc->c->cred.groups = some_groups;
 		mc->c->cred.nr_groups = ARRAY_SIZE(some_groups);
@@ -192,6 +195,8 @@ static inline void scribble(struct mclient *mc)
 	for (i = c->nr_tlb ? below(c->nr_tlb) : 0; i < c->nr_tlb; i++) {
 		t = &c->tlb[i];
 		pfn = t->pfn + (pfn_t)below((t->end - t->start) >> ARENA_PAGE_SHIFT);
+		if (pfn_is_zeros(&w.m, pfn))
+			continue;
 		page = pfn_to_page(w.m.phys, compound_head(w.m.phys, pfn));
 		if (t->write && (t->owner & (PG_ANON | PG_KERNEL)) && !page->mapcount)
 			break;

@@ -132,7 +132,21 @@ int handle_shm_stat(struct call *call)
 	return 0;
 }
 
+static int call_add_zero_fd(struct call *call)
+{
+	int fd = vm_zero_file(call->peer->mm);
+
+	if (fd >= 0)
+		fd = os_reopen_readonly(fd);
+	if (fd < 0)
+		return fd == -ENOENT ? ARENA_E_NOT_FOUND : fd;
+	call_add_fd(call, fd, true);
+	return 0;
+}
+
 int handle_slot(struct call *call)
 {
+	if (call->request->slot->number == ARENA_SLOT_ZERO)
+		return call_add_zero_fd(call);
 	return call_add_slot_fd(call, call->peer->mm, call->request->slot->number);
 }

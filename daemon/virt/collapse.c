@@ -30,10 +30,14 @@ struct collapse {
 static int look_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
 	struct collapse *c = arg;
-	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry), head = frame_head(mm->virt, pfn);
-	const struct page *page = pfn_to_page(mm->virt->phys, head);
+	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry);
+	const struct page *page;
 
 	c->present++;
+	/* As good as absent: the new block is zeroed. */
+	if (entry_is_zero(mm->virt, *ref->entry))
+		return 0;
+	page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
 	c->writable |= *ref->entry & ARENA_PTE_WRITE;
 	c->busy |= !(page->flags & PG_ANON) || page->flags & PG_PINNED;
 	if (c->to)

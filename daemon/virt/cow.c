@@ -206,7 +206,7 @@ static bool needs_copy(struct vma *vma, uint64_t addr, struct pte_ref *ref)
 	pfn_t pfn;
 
 	if (!pgtable_lookup(mm, addr, ref) || ref->level || !(*ref->entry & ARENA_PTE_PRESENT) ||
-	    (*ref->entry & ARENA_PTE_WRITE))
+	    (*ref->entry & ARENA_PTE_WRITE) || entry_is_zero(mm->virt, *ref->entry))
 		return false;
 	pfn = (pfn_t)arena_pte_pfn(*ref->entry);
 	page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
@@ -260,7 +260,8 @@ static int copy_page(struct vma *vma, struct pte_ref *ref, uint64_t addr, unsign
 
 	if (r)
 		return r;
-	if (ref->index && (ref->entry[-1] & ARENA_PTE_PRESENT))
+	if (ref->index && (ref->entry[-1] & ARENA_PTE_PRESENT) &&
+	    !entry_is_zero(mm->virt, ref->entry[-1]))
 		rq.hint = (pfn_t)arena_pte_pfn(ref->entry[-1]) + 1;
 	r = alloc_pages(mm->virt->phys, &rq, &got);
 	if (r)

@@ -2,8 +2,8 @@
 /*
  * fault.c - page faults: what a client asks for when its entry is absent or forbids the access.
  *
- * Anonymous memory gets a zeroed 2 MiB leaf where one fits, single frames elsewhere; objects get
- * their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
+ * Anonymous memory gets a zeroed 2 MiB leaf where one fits, which is the zero page (zero.c) until it is
+ * written, and single frames elsewhere. Objects get their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
  * fault that continues a sequential pattern fills ahead: four times as much as the last one did, up
  * to fill_ahead_leaves and a quarter of what is free, taking only memory that is ready (zeroed, or a hole that the host zeroes at
  * the touch), in contiguous frames, so that the client maps all of it in one call.
@@ -23,6 +23,7 @@ struct fault {
 	uint32_t access;
 	unsigned cpu;
 	struct fault_refusal *refusal;
+	uint64_t flush_start, flush_end; /* zeros that were mapped here are replaced */
 };
 
 static int refuse(struct fault *f, int signo, int code)
@@ -51,9 +52,16 @@ static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn
 	return alloc_pages(f->mm->virt->phys, &rq, out);
 }
 
-/* May the 2 MiB around addr be one leaf of this VMA? Nothing may be there yet. */
-static bool leaf_possible(const struct vma *vma, uint64_t addr)
+/* Nothing is there, or zeros where this is a write fault. */
+static bool entry_is_free(const struct fault *f, uint64_t entry)
 {
+	return !entry || (f->access == PROT_WRITE && entry_is_zero(f->mm->virt, entry));
+}
+
+/* May the 2 MiB around addr be one leaf of this VMA? Nothing may be there yet but zeros. */
+static bool leaf_possible(const struct fault *f, uint64_t addr)
+{
+	const struct vma *vma = f->vma;
 	uint64_t base = addr & ARENA_LEAF_MASK;
 	struct pte_ref ref;
 
@@ -63,27 +71,43 @@ static bool leaf_possible(const struct vma *vma, uint64_t addr)
 	    (vma_pgoff(vma, base) % ARENA_LEAF_PAGES ||
 	     !object_leaf_fits(vma->object, vma_pgoff(vma, base) / ARENA_LEAF_PAGES)))
 		return false;
-	return !pgtable_lookup(vma->mm, base, &ref) && ref.level >= 1;
+	return (!pgtable_lookup(vma->mm, base, &ref) || ref.level) && ref.level >= 1 &&
+	       entry_is_free(f, *ref.entry);
+}
+
+static void flush_later(struct fault *f, uint64_t start, uint64_t end)
+{
+	f->flush_start = f->flush_end ? MIN(f->flush_start, start) : start;
+	f->flush_end = MAX(f->flush_end, end);
 }
 
 /* Map a frame the caller holds a reference of; the reference goes with it. */
-static int install(const struct fault *f, uint64_t addr, pfn_t pfn, bool leaf, bool hole,
-		   bool ahead)
+static int install(struct fault *f, uint64_t addr, pfn_t pfn, bool leaf, bool hole, bool ahead)
 {
+	uint64_t entry = vma_entry(f->vma, pfn, leaf, hole, ahead, f->vma->object != NULL);
 	struct pte_ref ref;
-	int r = pgtable_get(f->mm, addr, leaf ? 1 : 0, &ref);
+	int r;
 
+	/* A leaf of zeros is in the way of a single frame. */
+	if (!leaf && pgtable_lookup(f->mm, addr, &ref) && ref.level)
+		r = pgtable_split_leaf(f->mm, &ref, addr);
+	else
+		r = pgtable_get(f->mm, addr, leaf ? 1 : 0, &ref);
 	if (r)
 		return r;
-	map_frame(f->vma, &ref, pfn,
-		  vma_entry(f->vma, pfn, leaf, hole, ahead, f->vma->object != NULL));
+	if (!*ref.entry) {
+		map_frame(f->vma, &ref, pfn, entry);
+		return 0;
+	}
+	flush_later(f, addr, addr + (leaf ? ARENA_LEAF_SIZE : ARENA_PAGE_SIZE));
+	remap_entry(f->vma, &ref, pfn, entry);
 	return 0;
 }
 
 /* ---- making new frames ---------------------------------------------------------------------------- */
 
 /* A new frame (or leaf) for addr, entered in the object if there is one, and mapped. */
-static int make_frame(const struct fault *f, uint64_t addr, bool leaf, pfn_t hint, unsigned gfp,
+static int make_frame(struct fault *f, uint64_t addr, bool leaf, pfn_t hint, unsigned gfp,
 		      bool ahead, pfn_t *out)
 {
 	struct phys *p = f->mm->virt->phys;
@@ -148,7 +172,7 @@ static uint64_t most_leaves(const struct virt *v)
 		   phys_free_pages(v->phys) / AHEAD_SHARE / ARENA_LEAF_PAGES);
 }
 
-static int fill_leaves(const struct fault *f)
+static int fill_leaves(struct fault *f)
 {
 	struct vma *vma = f->vma;
 	struct state *s = f->mm->virt->state;
@@ -169,7 +193,7 @@ static int fill_leaves(const struct fault *f)
 		uint64_t next = addr + i * ARENA_LEAF_SIZE;
 		struct chunk *chunk = NULL;
 
-		if (!leaf_possible(vma, next))
+		if (!leaf_possible(f, next))
 			break;
 		/* Even one single frame of the object there rules a leaf out. */
 		if (vma->object)
@@ -185,18 +209,18 @@ static int fill_leaves(const struct fault *f)
 	return 0;
 }
 
-static bool entry_empty(struct mm *mm, uint64_t addr)
+static bool entry_empty(const struct fault *f, uint64_t addr)
 {
 	struct pte_ref ref;
 
-	return !pgtable_lookup(mm, addr, &ref) || !*ref.entry;
+	return !pgtable_lookup(f->mm, addr, &ref) || entry_is_free(f, *ref.entry);
 }
 
 /*
  * Single frames. Where leaves were not turned off, a fault takes its aligned neighbourhood of up to
  * fill_ahead_pages too: kernel mappings are scarce in the client (vm.max_map_count).
  */
-static int fill_pages(const struct fault *f)
+static int fill_pages(struct fault *f)
 {
 	struct vma *vma = f->vma;
 	struct state *s = f->mm->virt->state;
@@ -218,7 +242,7 @@ static int fill_pages(const struct fault *f)
 		end = MIN(end, f->addr + size - (vma_pgoff(vma, f->addr) << ARENA_PAGE_SHIFT));
 	}
 	for (addr = f->addr + ARENA_PAGE_SIZE; filled < n && addr < end; addr += ARENA_PAGE_SIZE) {
-		if (!entry_empty(f->mm, addr) ||
+		if (!entry_empty(f, addr) ||
 		    (vma->object &&
 		     object_frame(vma->object, vma_pgoff(vma, addr), &chunk) != PFN_NONE))
 			break;
@@ -236,7 +260,7 @@ static int fill_pages(const struct fault *f)
 #define MAP_AROUND_PAGES 16
 #define MAP_AROUND_LEAVES 8u
 
-static int map_object_leaf(const struct fault *f, uint64_t addr, pfn_t leaf, bool ahead)
+static int map_object_leaf(struct fault *f, uint64_t addr, pfn_t leaf, bool ahead)
 {
 	struct phys *p = f->mm->virt->phys;
 	int r;
@@ -249,7 +273,7 @@ static int map_object_leaf(const struct fault *f, uint64_t addr, pfn_t leaf, boo
 }
 
 /* Leaves that are there already cost nothing to map ahead but their entries. */
-static int map_object_leaves(const struct fault *f, pfn_t leaf)
+static int map_object_leaves(struct fault *f, pfn_t leaf)
 {
 	struct vma *vma = f->vma;
 	struct state *s = f->mm->virt->state;
@@ -265,7 +289,7 @@ static int map_object_leaves(const struct fault *f, pfn_t leaf)
 	for (i = 1; i < n; i++) {
 		uint64_t addr = base + i * ARENA_LEAF_SIZE;
 
-		if (!leaf_possible(vma, addr) ||
+		if (!leaf_possible(f, addr) ||
 		    object_frame(vma->object, vma_pgoff(vma, addr), &chunk) == PFN_NONE ||
 		    chunk->leaf == PFN_NONE || map_object_leaf(f, addr, chunk->leaf, true))
 			break;
@@ -275,7 +299,7 @@ static int map_object_leaves(const struct fault *f, pfn_t leaf)
 }
 
 /* Map frames the object has already, from f->addr on: a leaf if it can be one, else some pages. */
-static int map_object_frames(const struct fault *f, struct chunk *chunk)
+static int map_object_frames(struct fault *f, struct chunk *chunk)
 {
 	struct vma *vma = f->vma;
 	struct phys *p = f->mm->virt->phys;
@@ -283,14 +307,14 @@ static int map_object_frames(const struct fault *f, struct chunk *chunk)
 	unsigned i;
 	int r;
 
-	if (chunk->leaf != PFN_NONE && leaf_possible(vma, f->addr))
+	if (chunk->leaf != PFN_NONE && leaf_possible(f, f->addr))
 		return map_object_leaves(f, chunk->leaf);
 	for (i = 0; i < MAP_AROUND_PAGES && addr < vma->end; i++, addr += ARENA_PAGE_SIZE) {
 		uint64_t pgoff = vma_pgoff(vma, addr);
 		pfn_t pfn;
 
 		if (pgoff >= (vma->object->size + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT ||
-		    pgoff / ARENA_LEAF_PAGES != chunk->index || !entry_empty(f->mm, addr))
+		    pgoff / ARENA_LEAF_PAGES != chunk->index || !entry_empty(f, addr))
 			break;
 		pfn = object_frame(vma->object, pgoff, &chunk);
 		if (pfn == PFN_NONE)
@@ -363,7 +387,7 @@ static int object_fault(struct fault *f)
 		return refuse(f, SIGBUS, BUS_ADRERR);
 	pfn = object_frame(vma->object, pgoff, &chunk);
 	if (pfn == PFN_NONE) {
-		if (!chunk && leaf_possible(vma, f->addr))
+		if (!chunk && leaf_possible(f, f->addr))
 			r = fill_leaves(f);
 		else
 			r = ARENA_E_NO_MEMORY;
@@ -381,14 +405,44 @@ static int object_fault(struct fault *f)
 	return map_object_frames(f, chunk);
 }
 
+/* ---- anonymous memory ---------------------------------------------------------------------------- */
+
+/*
+ * A read fault: leaves of zeros, as far ahead as leaves of memory would be. They cost entries alone, and who
+ * writes later has them replaced as far ahead, too.
+ */
+static int fill_zeros(const struct fault *f)
+{
+	struct vma *vma = f->vma;
+	struct state *s = f->mm->virt->state;
+	uint64_t addr = f->addr & ARENA_LEAF_MASK;
+	uint32_t n = window_next(vma, addr, state_tunable(s, TUNABLE_FILL_AHEAD_LEAVES)), i;
+
+	for (i = 0; i < n && (!i || leaf_possible(f, addr)); i++, addr += ARENA_LEAF_SIZE) {
+		struct pte_ref ref;
+		int r = pgtable_get(f->mm, addr, 1, &ref);
+
+		if (r && !i)
+			return r;
+		if (r)
+			break;
+		pte_install(f->mm, &ref, zero_entry(vma, f->mm->virt->zero_pfn, true));
+	}
+	ahead_note(vma, addr, i, PFN_NONE);
+	return 0;
+}
+
 static int anon_fault(struct fault *f)
 {
 	int r = ARENA_E_NO_MEMORY;
 
-	if (leaf_possible(f->vma, f->addr))
-		r = fill_leaves(f);
+	if (leaf_possible(f, f->addr))
+		r = f->access != PROT_WRITE && zero_allowed(f->vma) ? fill_zeros(f)
+								    : fill_leaves(f);
 	if (r == ARENA_E_NO_MEMORY)
 		r = fill_pages(f);
+	if (f->flush_end)
+		flush_post(f->mm, ARENA_FLUSH_UNMAP, f->flush_start, f->flush_end);
 	return r;
 }
 
@@ -453,6 +507,8 @@ static int fault_resolve(struct fault *f)
 		return 0;
 	if (vma->flags & VM_DIRECT)
 		return refuse(f, SIGSEGV, SEGV_MAPERR);
+	if (present && entry_is_zero(f->mm->virt, *ref.entry))
+		return anon_fault(f);
 	if (present && entry_is_anon(f->mm, *ref.entry))
 		return cow_fault(vma, f->addr, f->cpu, &ref);
 	if (vma->object)
@@ -484,6 +540,10 @@ int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done)
 	    !*ref.entry)
 		return 0;
 	*done = true;
+	if (entry_is_zero(f.mm->virt, *ref.entry)) {
+		f.access = PROT_WRITE;
+		return anon_fault(&f);
+	}
 	if (!entry_is_anon(f.mm, *ref.entry))
 		return copy_on_write(&f, (pfn_t)arena_pte_pfn(*ref.entry) +
 						 (ref.level ? arena_table_index(addr, 0) : 0));

@@ -78,15 +78,33 @@ static int copy_pinned(const struct sharing *s, uint64_t addr, const struct pte_
 	return r;
 }
 
+/* Zeros are there for everybody; nobody may write to them, here or there. */
+static int share_zero(const struct sharing *s, uint64_t addr, const struct pte_ref *ref)
+{
+	struct pte_ref to;
+	int r;
+
+	/* Where the leaf cannot be one, what is absent is zeros as well. */
+	if (ref->level && !IS_ALIGNED(addr, ARENA_LEAF_SIZE))
+		return 0;
+	r = pgtable_get(s->to->mm, addr, ref->level, &to);
+	if (!r)
+		pte_install(s->to->mm, &to, *ref->entry);
+	return r;
+}
+
 static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
 	struct sharing *s = arg;
 	struct virt *v = mm->virt;
 	uint64_t entry = *ref->entry;
-	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head = frame_head(v, pfn);
+	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head;
 	struct pte_ref to;
 	int r;
 
+	if (entry_is_zero(v, entry))
+		return share_zero(s, addr + s->shift, ref);
+	head = frame_head(v, pfn);
 	if (!(pfn_to_page(v->phys, head)->flags & PG_ANON))
 		return 0;
 	if (pfn_to_page(v->phys, head)->flags & PG_PINNED)

@@ -190,7 +190,7 @@ struct mm {
 	uint64_t rss_anon, rss_shmem, leaves, direct_pages, faults;
 	uint64_t total_vm, hiwater_vm, data_vm, exec_vm, stack_vm, locked_vm; /* account.c */
 	uint64_t pinned_vm;                                                   /* pin.c */
-	uint32_t nr_pin_records;  /* records below this may be in use */
+	struct pin_index *pins;   /* pin_index.c; NULL: nothing was ever pinned */
 	uint32_t reserved_tables; /* table_alloc() will not fail so often */
 };
 LIST_HEAD(mm_list, mm);
@@ -247,6 +247,9 @@ struct virt {
 	uint32_t nr_pending; /* mms with something in limbo or waiters */
 	uint64_t committed;  /* pages of VM_ACCOUNT VMAs and of accounted objects: Committed_AS */
 	vm_limit_fn limit;
+	int zero_file;    /* zero.c; -1: nobody asked for it yet */
+	bool zero_backed; /* its block has its memory */
+	pfn_t zero_pfn;   /* the block's number, behind the arena's last frame; PFN_NONE: none */
 };
 
 /* ---- mm.c ---- */
@@ -364,6 +367,21 @@ void drop_replaced_entry(const struct vma *vma, uint64_t entry);
 int split_leaf_at(struct mm *mm, uint64_t addr);
 /* Take away everything in the range, splitting leaves at its ends. *any: entries were there. */
 int zap_range(struct mm *mm, uint64_t start, uint64_t end, bool *any);
+
+/* ---- zero.c ---- */
+
+void zero_init(struct virt *v);
+void zero_exit(struct virt *v, bool unkeep);
+void zero_recover(struct virt *v); /* the file, if the store has it */
+/* Does a present entry map the block of zeros? Then it has no struct page, and counts nowhere. */
+static inline bool entry_is_zero(const struct virt *v, uint64_t entry)
+{
+	return arena_pte_pfn(entry) >= v->zero_pfn;
+}
+/* May a read fault of this VMA be served by it, where a leaf fits? */
+bool zero_allowed(const struct vma *vma);
+/* The entry for one of its pages, or for all of it. */
+uint64_t zero_entry(const struct vma *vma, pfn_t pfn, bool leaf);
 
 /* ---- fault.c ---- */
 
@@ -506,16 +524,36 @@ static inline uint32_t page_pins(const struct page *page)
 /* The frame of addr if it is there (and writable): head and number. NULL: absent, or no page of ours
  * to hold (vm_normal_page). */
 struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn);
-/* The head behind an entry, NULL for what is mapped by number (VM_PFNMAP): nobody may count,
- * move or free such a frame through this mapping. */
+/* The head behind an entry, NULL for what is mapped by number (VM_PFNMAP) and for the zero page: nobody
+ * may count, move or free such a frame through this mapping. */
 struct page *vm_normal_page(const struct vma *v, uint64_t entry);
 void mm_unpin_all(struct mm *mm);
 void mm_recover_pin_counts(struct mm *mm); /* when the frames' references are right again */
 /* Each pinned page's head, once a pin. */
 void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg);
-/* After a crash: the first n records made whole, counts; the references are the caller's to count. How many were
- * not as they should be. */
+/* After a crash: the first n records, for which there is room in the index, made whole, and counts; the
+ * references are the caller's to count. How many were not as they should be. */
 unsigned mm_recover_pins(struct mm *mm, uint32_t n);
+bool mm_pins_are_valid(const struct mm *mm);
+
+/* ---- pin_index.c ---- */
+
+/* Room for the first n records. ARENA_E_NO_MEMORY. */
+int pin_index_reserve(struct mm *mm, uint32_t n);
+void pin_index_free(struct mm *mm);
+/* A free record, which is the caller's; and one that is free again. ARENA_E_NO_MEMORY. */
+int pin_index_take(struct mm *mm, uint32_t *record);
+void pin_index_give(struct mm *mm, uint32_t record);
+/* The record covers [start, end), where it may have covered more or less before, from the same start. */
+void pin_index_set(struct mm *mm, uint32_t record, uint64_t start, uint64_t end);
+/* A record that covers addr. */
+bool pin_index_find(const struct mm *mm, uint64_t addr, uint32_t *record);
+/* All records in use are below. */
+uint32_t pin_index_top(const struct mm *mm);
+/* range: the pages of a record, 0 if it is free, and where they begin. */
+typedef uint32_t (*pin_range)(const struct mm *mm, uint32_t record, uint64_t *start);
+void pin_index_rebuild(struct mm *mm, uint32_t n, pin_range range);
+bool pin_index_is_valid(const struct mm *mm, pin_range range);
 
 /* ---- pages.c ---- */
 bool direct_contains(const struct mm *mm, uint64_t start, uint64_t end);

@@ -51,14 +51,16 @@ void page_munlock(struct virt *v, pfn_t head, uint32_t n)
 static int mlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
 		     void *arg __unused_)
 {
-	page_mlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
+	if (!entry_is_zero(mm->virt, *ref->entry))
+		page_mlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
 	return 0;
 }
 
 static int munlock_one(struct mm *mm, uint64_t addr __unused_, struct pte_ref *ref,
 		       void *arg __unused_)
 {
-	page_munlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
+	if (!entry_is_zero(mm->virt, *ref->entry))
+		page_munlock(mm->virt, frame_head(mm->virt, (pfn_t)arena_pte_pfn(*ref->entry)), 1);
 	return 0;
 }
 

@@ -30,6 +30,7 @@ int virt_create(struct phys *p, struct virt **out)
 	LIST_INIT(&v->mms);
 	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
+	zero_init(v);
 	*out = v;
 	return 0;
 }
@@ -54,6 +55,7 @@ struct virt *virt_destroy(struct virt *v)
 	}
 	for (i = 0; i < VIRT_KEPT_DOMAINS; i++)
 		domain_put(v->kept[i]);
+	zero_exit(v, true);
 	free(v);
 	return NULL;
 }
@@ -101,6 +103,7 @@ static void inherit_layout(struct arena_mm_header *h, const struct arena_mm_head
 	h->mmap_base = from->mmap_base;
 	h->mmap_floor = from->mmap_floor;
 	h->arena_frames = from->arena_frames;
+	h->uses_zero = from->uses_zero;
 }
 
 int mm_map_files(struct mm *mm)
@@ -439,6 +442,7 @@ struct mm *mm_destroy(struct mm *mm)
 	}
 	slot_free_all(mm);
 	pgtable_free_index(mm);
+	pin_index_free(mm);
 	if (mm->domain)
 		drain_pages(v->phys, mm->domain);
 	domain_put(mm->domain);

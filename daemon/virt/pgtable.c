@@ -234,13 +234,41 @@ void pte_clear(struct mm *mm, const struct pte_ref *ref)
 	}
 }
 
+/* Count 512 entries where one was. */
+static void count_split(struct mm *mm, const struct vma *vma, pfn_t head)
+{
+	struct virt *v = mm->virt;
+	struct page *page = pfn_to_page(v->phys, head);
+	unsigned i;
+
+	mm->leaves--;
+	if (page->flags & PG_ANON)
+		phys_node_stat_add(phys_node(v->phys, pfn_zone(v->phys, head)->node), NR_ANON_THPS,
+				   -1);
+	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER &&
+	    page->refcount == 1) {
+		/* Ours alone: the block becomes single frames, each with its own entry. */
+		split_page(v->phys, head);
+		for (i = 1; page->flags & PG_MLOCKED && i < ARENA_PTRS_PER_TABLE; i++)
+			page[i].mlock_count = 1;
+		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
+		return;
+	}
+	/* An object's, shared or pinned: the block stays whole; its head is now referenced by 512
+	 * entries instead of one. */
+	for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {
+		get_page(v->phys, head);
+		page->mapcount++;
+	}
+	if (vma->flags & VM_LOCKED)
+		page_mlock(v, head, ARENA_PTRS_PER_TABLE - 1);
+}
+
 int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 {
 	uint64_t old = *ref->entry, base, *entries;
 	struct virt *v = mm->virt;
-	pfn_t first = (pfn_t)arena_pte_pfn(old), head = frame_head(v, first);
-	struct page *page = pfn_to_page(v->phys, head);
-	const struct vma *vma = vma_find(mm, addr);
+	pfn_t first = (pfn_t)arena_pte_pfn(old);
 	uint32_t table;
 	unsigned i;
 	int r = table_link(mm, ref, &table);
@@ -253,30 +281,11 @@ int pgtable_split_leaf(struct mm *mm, struct pte_ref *ref, uint64_t addr)
 		entries[i] = base | ((uint64_t)(first + i) << ARENA_PTE_PFN_SHIFT);
 	truth_count();
 	mm->tables[table].used = ARENA_PTRS_PER_TABLE;
-	mm->leaves--;
 	state_event(v->state, EV_THP_SPLIT_PMD, 1);
 	/* 512 entries of one block are right at any time, an entry for 512 blocks would not be. */
 	pte_switch(mm, ref, pgtable_table_entry(table));
-	if (page->flags & PG_ANON)
-		phys_node_stat_add(phys_node(v->phys, pfn_zone(v->phys, head)->node), NR_ANON_THPS,
-				   -1);
-	if ((page->flags & PG_ANON) && page_order(page) == ARENA_LEAF_ORDER &&
-	    page->refcount == 1) {
-		/* Ours alone: the block becomes single frames, each with its own entry. */
-		split_page(v->phys, head);
-		for (i = 1; page->flags & PG_MLOCKED && i < ARENA_PTRS_PER_TABLE; i++)
-			page[i].mlock_count = 1;
-		state_event(v->state, EV_THP_SPLIT_PAGE, 1);
-	} else {
-		/* An object's, shared or pinned: the block stays whole; its head is now referenced by 512
-		 * entries instead of one. */
-		for (i = 1; i < ARENA_PTRS_PER_TABLE; i++) {
-			get_page(v->phys, head);
-			page->mapcount++;
-		}
-		if (vma->flags & VM_LOCKED)
-			page_mlock(v, head, ARENA_PTRS_PER_TABLE - 1);
-	}
+	if (!entry_is_zero(v, old))
+		count_split(mm, vma_find(mm, addr), frame_head(v, first));
 	ref_at(mm, table, addr, 0, ref);
 	return 0;
 }

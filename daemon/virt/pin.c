@@ -14,7 +14,7 @@
  * makes it true. A page pinned n times is in n records. A run that is cut: its upper part is written
  * as BORN, with the number of the run's record in the upper bits of its address, the run is shortened,
  * the part is made true. Recovery makes a BORN record true if its run does not cover it any more, else
- * frees it. References follow from the records.
+ * frees it. References follow from the records, and so does the index of them (pin_index.c).
  *
  * Unpinning goes by address, as it was when it was pinned, whatever is mapped there now.
  */
@@ -49,12 +49,29 @@ static struct arena_pin_record *record_free(struct mm *mm)
 {
 	uint32_t i;
 
-	for (i = 0; i < mm->nr_pin_records; i++)
-		if (!pin_record(mm, i)->pages)
-			return pin_record(mm, i);
-	if (mm->nr_pin_records == ARENA_MM_MAX_PINS)
-		return NULL;
-	return pin_record(mm, mm->nr_pin_records++);
+	return pin_index_take(mm, &i) ? NULL : pin_record(mm, i);
+}
+
+static uint32_t record_number(const struct mm *mm, const struct arena_pin_record *r)
+{
+	return (uint32_t)(r - pin_record(mm, 0));
+}
+
+static uint32_t record_range(const struct mm *mm, uint32_t i, uint64_t *start)
+{
+	const struct arena_pin_record *r = pin_record(mm, i);
+
+	*start = pin_address(r);
+	return r->pages;
+}
+
+/* Its number of pages has changed: have the index know. */
+static void record_changed(struct mm *mm, const struct arena_pin_record *r)
+{
+	if (r->pages)
+		pin_index_set(mm, record_number(mm, r), pin_address(r), pin_end(r));
+	else
+		pin_index_give(mm, record_number(mm, r));
 }
 
 static void record_store(struct arena_pin_record *r, uint64_t address, pfn_t pfn, uint32_t pages)
@@ -83,7 +100,7 @@ struct page *follow_page(struct mm *mm, uint64_t addr, bool write, pfn_t *pfn)
 
 struct page *vm_normal_page(const struct vma *v, uint64_t entry)
 {
-	if (v->flags & (VM_PFNMAP | VM_DIRECT))
+	if (v->flags & (VM_PFNMAP | VM_DIRECT) || entry_is_zero(v->mm->virt, entry))
 		return NULL;
 	return pfn_to_page(v->mm->virt->phys, frame_head(v->mm->virt, (pfn_t)arena_pte_pfn(entry)));
 }
@@ -128,6 +145,7 @@ static int pin_page(struct mm *mm, uint64_t addr, pfn_t pfn, struct arena_pin_re
 		}
 		record_store(*r, addr, pfn, 1);
 	}
+	record_changed(mm, *r);
 	count_in(mm->virt, frame_head(mm->virt, pfn));
 	mm->pinned_vm++;
 	return 0;
@@ -183,7 +201,7 @@ static int cut_run(struct mm *mm, struct arena_pin_record *r, uint32_t first, ui
 	struct arena_pin_record *rest = NULL;
 
 	if (above) {
-		uint64_t from = (uint64_t)(r - pin_record(mm, 0)) << ARENA_PIN_FROM_SHIFT;
+		uint64_t from = (uint64_t)record_number(mm, r) << ARENA_PIN_FROM_SHIFT;
 
 		rest = record_free(mm);
 		if (!rest)
@@ -193,24 +211,21 @@ static int cut_run(struct mm *mm, struct arena_pin_record *r, uint32_t first, ui
 			     pfn + first + n, above | ARENA_PIN_BORN);
 	}
 	truth_store(&r->pages, first);
-	if (rest)
+	if (rest) {
 		truth_store(&rest->pages, above);
+		record_changed(mm, rest);
+	}
+	record_changed(mm, r);
 	put_pages(mm, pfn + first, n);
 	return 0;
 }
 
-/* The record that has addr pinned, the latest of them. */
+/* A record that has addr pinned. */
 static struct arena_pin_record *find_run(const struct mm *mm, uint64_t addr)
 {
 	uint32_t i;
 
-	for (i = mm->nr_pin_records; i-- > 0;) {
-		struct arena_pin_record *r = pin_record(mm, i);
-
-		if (r->pages && pin_covers(r, addr))
-			return r;
-	}
-	return NULL;
+	return pin_index_find(mm, addr, &i) ? pin_record(mm, i) : NULL;
 }
 
 static int unpin_range(struct mm *mm, uint64_t at, uint64_t end)
@@ -309,13 +324,14 @@ void mm_unpin_all(struct mm *mm)
 {
 	uint32_t i;
 
-	for (i = 0; i < mm->nr_pin_records; i++) {
+	for (i = 0; i < pin_index_top(mm); i++) {
 		struct arena_pin_record *r = pin_record(mm, i);
 		uint32_t pages = r->pages;
 
 		if (!pages)
 			continue;
 		truth_store(&r->pages, 0u);
+		record_changed(mm, r);
 		put_pages(mm, r->pfn, pages);
 	}
 }
@@ -326,7 +342,7 @@ void mm_for_each_pin(struct mm *mm, void (*fn)(void *arg, pfn_t head), void *arg
 {
 	uint32_t i, n;
 
-	for (i = 0; i < mm->nr_pin_records; i++) {
+	for (i = 0; i < pin_index_top(mm); i++) {
 		const struct arena_pin_record *r = pin_record(mm, i);
 
 		for (n = 0; n < r->pages; n++)
@@ -370,7 +386,6 @@ unsigned mm_recover_pins(struct mm *mm, uint32_t n)
 	unsigned repaired = 0;
 	uint32_t i;
 
-	mm->nr_pin_records = n;
 	mm->pinned_vm = 0;
 	for (i = 0; i < n; i++) {
 		struct arena_pin_record *r = pin_record(mm, i);
@@ -386,5 +401,11 @@ unsigned mm_recover_pins(struct mm *mm, uint32_t n)
 		}
 		mm->pinned_vm += pages;
 	}
+	pin_index_rebuild(mm, n, record_range);
 	return repaired;
+}
+
+bool mm_pins_are_valid(const struct mm *mm)
+{
+	return pin_index_is_valid(mm, record_range);
 }

@@ -513,6 +513,7 @@ static void virt_forget(struct virt *v)
 	}
 	while (!LIST_EMPTY(&v->objects))
 		object_forget(LIST_FIRST(&v->objects));
+	zero_exit(v, false);
 	free(v);
 }
 
@@ -526,6 +527,7 @@ int virt_recover(struct phys *p, struct virt **out, struct virt_recover_stats *s
 	e = virt_create(p, &r.v);
 	if (e)
 		return e;
+	zero_recover(r.v);
 	e = recover_all(&r);
 	free(r.objects);
 	free(r.holders);

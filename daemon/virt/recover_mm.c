@@ -80,6 +80,8 @@ static int check_header(const struct recovery *r, struct mm *mm)
 		return mm_damaged(mm, "the layout of its window");
 	if (h->def_flags & ~(uint64_t)VM_LOCKED_MASK)
 		return mm_damaged(mm, "the flags of new mappings");
+	if (h->uses_zero > 1)
+		return mm_damaged(mm, "whether it maps zeros");
 	if (!h->anon_family)
 		return mm_damaged(mm, "anonymous memory of nobody");
 	/* A number that has been counted to by flushes one at a time. */
@@ -330,15 +332,22 @@ static void count_pin(void *arg, pfn_t head)
 	phys_recover_ref(r->p, head, false);
 }
 
-/* Cannot fail: a record that does not make sense is dropped, and what it held may be freed. */
-static void recover_pins(struct recovery *r, struct mm *mm)
+/* How many records there are, and room to index them: what comes behind must not fail. */
+static int reserve_pins(struct mm *mm, uint32_t *n)
 {
-	uint64_t first, end = 0, n = 0;
+	uint64_t first, end = 0;
 
+	*n = 0;
 	while (next_records(mm, ARENA_MM_PINS_OFFSET, ARENA_MM_MAX_PINS,
 			    sizeof(struct arena_pin_record), &first, &end))
-		n = end;
-	r->stats->repaired += mm_recover_pins(mm, (uint32_t)n);
+		*n = (uint32_t)end;
+	return *n ? pin_index_reserve(mm, *n) : 0;
+}
+
+/* Cannot fail: a record that does not make sense is dropped, and what it held may be freed. */
+static void recover_pins(struct recovery *r, struct mm *mm, uint32_t n)
+{
+	r->stats->repaired += mm_recover_pins(mm, n);
 	mm_for_each_pin(mm, count_pin, r);
 }
 
@@ -358,6 +367,7 @@ void mm_forget(struct mm *mm)
 	slot_free_all(mm);
 	free(mm->tables);
 	free(mm->free_tables);
+	pin_index_free(mm);
 	limbo_forget(mm);
 	domain_put(mm->domain);
 	if (mm->channel)
@@ -386,6 +396,7 @@ static int recover_domain(struct recovery *r, struct mm *mm)
 
 static int recover_parts(struct recovery *r, struct mm *mm)
 {
+	uint32_t nr_pins;
 	int e;
 
 	if ((mm->record->state != MM_LIVE && mm->record->state != MM_FORKED) ||
@@ -407,9 +418,11 @@ static int recover_parts(struct recovery *r, struct mm *mm)
 	if (!e)
 		e = recover_vmas(r, mm);
 	if (!e)
+		e = reserve_pins(mm, &nr_pins);
+	if (!e)
 		e = pgtable_recover(r, mm);
 	if (!e)
-		recover_pins(r, mm);
+		recover_pins(r, mm, nr_pins);
 	return e;
 }
 

@@ -179,13 +179,41 @@ static const char *mapping_wrong(struct table_walk *w, uint64_t addr, const stru
 	return NULL;
 }
 
+/* The block of zeros, which is nobody's: there is nothing to count, and no order of stores to be in. */
+static int check_zero_entry(struct table_walk *w, uint64_t addr, uint64_t *entry, bool leaf)
+{
+	const struct virt *v = w->r->v;
+	uint64_t e = *entry, at = addr, allowed = ARENA_PTE_PERM & ~ARENA_PTE_WRITE;
+	uint64_t end = addr + (leaf ? ARENA_LEAF_SIZE : ARENA_PAGE_SIZE);
+	uint64_t page = arena_pte_pfn(e) - v->zero_pfn;
+
+	if (!(e & ARENA_PTE_PRESENT) || e & (ENTRY_UNUSED_BITS | ARENA_PTE_HOLE) ||
+	    !(e & ARENA_PTE_HUGE) == leaf || page >= (leaf ? 1 : ARENA_LEAF_PAGES) ||
+	    arena_pte_slot(e) != ARENA_SLOT_ZERO || !w->mm->header->uses_zero)
+		return walk_damaged(w, addr, "is not of the block of zeros");
+	while (at < end) {
+		const struct vma *vma = vma_find(w->mm, at);
+
+		if (!vma || vma->start > at || vma->object || vma->flags & (VM_SHARED | VM_SPECIAL))
+			return walk_damaged(w, addr, "is zeros where there can be none");
+		allowed &= zero_entry(vma, (pfn_t)arena_pte_pfn(e), leaf);
+		at = vma->end;
+	}
+	reduce_entry(w, entry, allowed);
+	w->nr_counted++;
+	return 0;
+}
+
 static int check_entry(struct table_walk *w, uint64_t addr, uint64_t *entry, bool leaf)
 {
 	struct entry_frame f = {.entry = entry, .leaf = leaf};
-	const char *wrong = frame_wrong(w, &f);
+	const char *wrong;
 	uint64_t allowed;
 	int r = 0;
 
+	if (entry_is_zero(w->r->v, *entry))
+		return check_zero_entry(w, addr, entry, leaf);
+	wrong = frame_wrong(w, &f);
 	if (!wrong)
 		wrong = mapping_wrong(w, addr, &f, &allowed);
 	if (wrong)
@@ -205,9 +233,12 @@ static int check_entry(struct table_walk *w, uint64_t addr, uint64_t *entry, boo
 /* Undo what check_entry() did. */
 static int take_back(struct table_walk *w, const uint64_t *entry)
 {
-	pfn_t pfn = (pfn_t)arena_pte_pfn(*entry), head = compound_head(w->r->p, pfn);
+	pfn_t pfn = (pfn_t)arena_pte_pfn(*entry), head;
 
 	w->nr_counted--;
+	if (entry_is_zero(w->r->v, *entry))
+		return 0;
+	head = compound_head(w->r->p, pfn);
 	entry_count(w->mm, pfn_to_page(w->r->p, head), pfn, *entry, -1);
 	phys_recover_unref(w->r->p, head, true);
 	return 0;

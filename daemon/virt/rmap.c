@@ -42,8 +42,11 @@ uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_re
 	uint64_t old = *ref->entry, fresh;
 	pfn_t pfn = (pfn_t)arena_pte_pfn(old);
 	struct virt *v = vma->mm->virt;
-	const struct page *page = pfn_to_page(v->phys, frame_head(v, pfn));
+	const struct page *page;
 
+	if (entry_is_zero(v, old))
+		return zero_entry(vma, pfn, old & ARENA_PTE_HUGE);
+	page = pfn_to_page(v->phys, frame_head(v, pfn));
 	fresh = vma_entry(vma, pfn, old & ARENA_PTE_HUGE, old & ARENA_PTE_HOLE,
 			  old & ARENA_PTE_AHEAD, page->flags & PG_OBJECT);
 	if ((fresh & ~old & ARENA_PTE_WRITE) && (page->flags & PG_ANON) &&
@@ -109,9 +112,11 @@ void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint6
 
 void entry_mark_limbo(struct mm *mm, uint64_t entry)
 {
-	struct page *page =
-		pfn_to_page(mm->virt->phys, frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry)));
+	struct page *page;
 
+	if (entry_is_zero(mm->virt, entry))
+		return;
+	page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry)));
 	if (!(page->flags & PG_LIMBO))
 		truth_store(&page->flags, page->flags | PG_LIMBO);
 }
@@ -137,8 +142,13 @@ void unmap_entry(const struct vma *vma, struct pte_ref *ref)
 {
 	struct mm *mm = vma->mm;
 	unsigned pages = entry_pages(*ref->entry);
-	pfn_t head = entry_leave(vma, *ref->entry);
+	pfn_t head;
 
+	if (entry_is_zero(mm->virt, *ref->entry)) {
+		pte_clear(mm, ref);
+		return;
+	}
+	head = entry_leave(vma, *ref->entry);
 	pte_clear(mm, ref);
 	if (mm->dying)
 		put_page(mm->virt->phys, head);
@@ -150,7 +160,9 @@ void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t
 {
 	struct mm *mm = vma->mm;
 	unsigned pages = entry_pages(*ref->entry);
-	pfn_t head = entry_leave(vma, *ref->entry), to = frame_head(mm->virt, pfn);
+	bool zero = entry_is_zero(mm->virt, *ref->entry);
+	pfn_t head = zero ? PFN_NONE : entry_leave(vma, *ref->entry);
+	pfn_t to = frame_head(mm->virt, pfn);
 	struct page *page = pfn_to_page(mm->virt->phys, to);
 
 	page->mapcount++;
@@ -158,12 +170,14 @@ void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t
 	pte_switch(mm, ref, entry);
 	if (vma->flags & VM_LOCKED)
 		page_mlock(mm->virt, to, 1);
-	limbo_add(mm, LIMBO_FRAME, head, pages);
+	if (!zero)
+		limbo_add(mm, LIMBO_FRAME, head, pages);
 }
 
 void drop_replaced_entry(const struct vma *vma, uint64_t entry)
 {
-	limbo_add(vma->mm, LIMBO_FRAME, entry_leave(vma, entry), entry_pages(entry));
+	if (!entry_is_zero(vma->mm->virt, entry))
+		limbo_add(vma->mm, LIMBO_FRAME, entry_leave(vma, entry), entry_pages(entry));
 }
 
 struct zap {

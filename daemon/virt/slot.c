@@ -3,7 +3,8 @@
  * slot.c - the arena descriptors a client holds. An entry names a slot, the client maps the frame from
  * that slot's file. Slot 0 is the client's own domain for ever; others come with segments in domains
  * of their own, one per (domain, read-only), and end with their last handle or VMA; the number is
- * then used again, and the client replaces its descriptor when a reply brings a new one.
+ * then used again, and the client replaces its descriptor when a reply brings a new one. The last number
+ * is not given to any: it is that of the zero page (zero.c).
  *
  * Truth: the records in the mm file, whose domain is stored last and cleared first. They say whose
  * frames the client may have mapped, also those it was told to drop; so a slot without users lingers
@@ -51,7 +52,7 @@ int slot_get(struct mm *mm, struct domain *d, bool readonly, uint32_t *slot, boo
 			slot_revive(mm, s);
 			return 0;
 		}
-		if (!s->domain && free_slot == UINT32_MAX)
+		if (!s->domain && i != ARENA_SLOT_ZERO && free_slot == UINT32_MAX)
 			free_slot = i;
 	}
 	if (free_slot == UINT32_MAX) {

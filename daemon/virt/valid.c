@@ -29,6 +29,20 @@ struct mm_check {
 		(c)->ok = false;                                        \
 	} while (0)
 
+static void check_zero_entry(struct mm *mm, uint64_t addr, const struct pte_ref *ref,
+			     struct counts *c)
+{
+	const struct vma *v = vma_find(mm, addr);
+	uint64_t page = arena_pte_pfn(*ref->entry) - mm->virt->zero_pfn;
+
+	if (!v || v->start > addr || v->object || v->flags & (VM_SHARED | VM_SPECIAL))
+		COMPLAIN(c, "mm %u: zeros at %#lx", mm->id, (unsigned long)addr);
+	if (page >= (ref->level ? 1 : ARENA_LEAF_PAGES) || *ref->entry & ARENA_PTE_WRITE ||
+	    arena_pte_slot(*ref->entry) != ARENA_SLOT_ZERO || !mm->header->uses_zero)
+		COMPLAIN(c, "mm %u: entry %#lx of zeros at %#lx", mm->id,
+			 (unsigned long)*ref->entry, (unsigned long)addr);
+}
+
 static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
 {
 	struct mm_check *k = arg;
@@ -39,6 +53,10 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	const struct page *page;
 	unsigned slot = arena_pte_slot(entry);
 
+	if (entry_is_zero(mm->virt, entry)) {
+		check_zero_entry(mm, addr, ref, c);
+		return 0;
+	}
 	head = pfn < c->nr ? frame_head(mm->virt, pfn) : PFN_NONE;
 	if (head == PFN_NONE) {
 		COMPLAIN(c, "mm %u: entry at %#lx points to free frame %u", mm->id,
@@ -265,6 +283,8 @@ static void check_mm(struct mm *mm, struct counts *c)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
 	mm_for_each_pin(mm, count_pin, c);
+	if (!mm_pins_are_valid(mm))
+		COMPLAIN(c, "mm %u: the index of its pins", mm->id);
 	check_tables(mm, 0, c, &tables);
 	if (tables != mm->nr_live_tables)
 		COMPLAIN(c, "mm %u: %u tables found, %u counted", mm->id, tables,

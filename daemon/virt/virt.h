@@ -230,6 +230,10 @@ struct fault_refusal {
 int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 	     struct fault_refusal *refusal);
 
+/* The file of zeros, borrowed, to be handed out read-only as ARENA_SLOT_ZERO: from now on entries of this
+ * client may have it. -errno. */
+int vm_zero_file(struct mm *mm);
+
 /* ---- segments ------------------------------------------------------------------------------- */
 
 struct segment_open {

@@ -82,6 +82,11 @@
 #define ARENA_PTE_PFN_MASK (((UINT64_C(1) << 40) - 1) << ARENA_PTE_PFN_SHIFT)
 #define ARENA_PTE_SLOT_SHIFT 52
 #define ARENA_MAX_SLOTS 4096u
+/*
+ * The last slot is no domain's: its file is of zeros, and read-only. Entries of it map the block of 2 MiB
+ * that is numbered right behind the arena's last frame (arena_frames), and never permit writing.
+ */
+#define ARENA_SLOT_ZERO (ARENA_MAX_SLOTS - 1)
 
 #define ARENA_PTRS_PER_TABLE 512u
 #define ARENA_TABLE_LEVELS 4
@@ -153,7 +158,9 @@ struct arena_mm_header {
 	uint32_t anon_family;  /* whose anonymous frames entries may point to: the mm's own id */
 	uint32_t record;       /* index of the daemon's record of this address space */
 	uint64_t def_flags;    /* VM_* that new mappings get: mlockall(MCL_FUTURE) */
-	uint64_t reserved[45];
+	uint32_t uses_zero;    /* the client asked for ARENA_SLOT_ZERO: entries may have it */
+	uint32_t reserved0;
+	uint64_t reserved[44];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];
 };

@@ -174,7 +174,8 @@ enum arena_gfp {
 void *arena_alloc_pages(arena_t *a, unsigned gfp, unsigned order);
 /* EINVAL: not the start of such an allocation, or another order. */
 int arena_free_pages(arena_t *a, void *addr, unsigned order);
-/* The frame behind an address, -1 if none is present. */
+/* The frame behind an address, -1 if none is present. Private memory that was only read is no frame but
+ * the block of zeros: numbers above the arena's last, the same for all of it. */
 int64_t arena_virt_to_pfn(arena_t *a, const void *addr);
 
 /*
