@@ -70,7 +70,7 @@ void preload_fork_prepare(void)
 
 void preload_fork_parent(void)
 {
-	private_after_fork();
+	private_after_fork(false);
 	if (client_parent)
 		client_parent();
 	guard_leave();
@@ -78,7 +78,7 @@ void preload_fork_parent(void)
 
 void preload_fork_child(void)
 {
-	private_after_fork();
+	private_after_fork(true);
 	if (client_child)
 		client_child();
 	report_after_fork();

@@ -118,7 +118,7 @@ void *private_alloc(size_t size);
 void private_free(void *p);
 size_t private_usable_size(const void *p);
 void private_before_fork(void);
-void private_after_fork(void);
+void private_after_fork(bool child);
 
 /* ---- malloc.c ---- */
 
