@@ -63,7 +63,7 @@ if [ -x "$python" ]; then
 		t.close()
 	END
 	coproc maker { "${arena_run[@]}" --shared -- "$python" "$work/make.py"; }
-	pid=$maker_PID
+	pid=${maker_PID:?}
 	# The descriptors' variables go with the process.
 	exec 5<&"${maker[0]}" 6>&"${maker[1]}"
 	read -r name <&5
