@@ -24,7 +24,8 @@ static const struct {
 } sections[] = {
 	{"touch", bench_touch},       {"grain", bench_grain}, {"null", bench_null},
 	{"pages", bench_pages},       {"idle", bench_idle},   {"noise", bench_noise},
-	{"recovery", bench_recovery}, {"uffd", bench_uffd},
+	{"recovery", bench_recovery}, {"uffd", bench_uffd},   {"cow", bench_cow},
+	{"map", bench_map},           {"redis", bench_redis},
 };
 
 void die(const char *fmt, ...)
@@ -84,8 +85,8 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 static const struct argp_option argp_options[] = {
 	{"build", 'b', "DIR", 0, "The build's directory (build)", 0},
 	{"json", 'j', "FILE", 0, "Write the results here, too", 0},
-	{"only", 'o', "LIST", 0, "Of touch,grain,null,pages,idle,noise,recovery,uffd only these",
-	 0},
+	{"only", 'o', "LIST", 0,
+	 "Of touch,grain,null,pages,idle,noise,recovery,uffd,cow,map,redis only these", 0},
 	{"quick", 'q', NULL, 0, "Everything once and small: does it run?", 0},
 	{"runs", 'r', "N", 0, "Runs of each measurement (5)", 0},
 	{"trap", 't', "NAME", 0, "Measure with this trap: userfaultfd, or signal, the default", 0},

@@ -156,5 +156,8 @@ void bench_idle(const struct bench *b);
 void bench_noise(const struct bench *b);
 void bench_recovery(const struct bench *b);
 void bench_uffd(const struct bench *b);
+void bench_cow(const struct bench *b);
+void bench_map(const struct bench *b);
+void bench_redis(const struct bench *b);
 
 #endif

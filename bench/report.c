@@ -11,7 +11,7 @@
 
 #include "bench/bench.h"
 
-#define MAX_SERIES 96
+#define MAX_SERIES 160
 #define MAX_GOALS 32
 
 struct series {

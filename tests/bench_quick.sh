@@ -27,11 +27,18 @@ cat "$dir/table"
 for name in arena_ready arena_fresh arena_recycled kernel_thp kernel_4k zeroing_cpu \
 	refill fault floor floor_populate cold_same futex_same \
 	order0_1 order0_2 kernel0_1 order9_1 order9_2 kernel9_2 \
-	daemon_cpu daemon_wakeups alone stopped busy garbage returning; do
+	daemon_cpu daemon_wakeups alone stopped busy garbage returning \
+	snapshot snapshot_write_p50 snapshot_write_p99 client_fork fork_thp fork_4k fork_4k_write_p99 \
+	arena_64k kernel_64k arena_64k_touched kernel_4m_touched; do
 	grep -q "\"name\": \"$name\"" "$dir/results.json" || fail "no series $name"
 done
 if test "$(nproc)" -ge 2; then
 	for name in cold_other futex_other hot spin; do
+		grep -q "\"name\": \"$name\"" "$dir/results.json" || fail "no series $name"
+	done
+fi
+if command -v redis-server >/dev/null && command -v redis-benchmark >/dev/null; then
+	for name in plain_set arena_set plain_get arena_get plain_set_16 arena_get_16; do
 		grep -q "\"name\": \"$name\"" "$dir/results.json" || fail "no series $name"
 	done
 fi

@@ -493,6 +493,42 @@ static void part_fork(void)
 	free(stack);
 }
 
+static void *nothing(void *arg)
+{
+	return arg;
+}
+
+static void *make_threads(void *arg)
+{
+	pthread_t thread;
+
+	while (!stop) {
+		CHECK(pthread_create(&thread, NULL, nothing, NULL) == 0);
+		CHECK(pthread_join(thread, NULL) == 0);
+	}
+	return arg;
+}
+
+/* Threads that begin while another forks: whom it made wait goes on. */
+static void part_begin(void)
+{
+	pthread_t threads[2];
+	pid_t pid;
+
+	stop = 0;
+	for (int i = 0; i < 2; i++)
+		CHECK(pthread_create(&threads[i], NULL, make_threads, NULL) == 0);
+	for (int i = 0; i < 40; i++) {
+		pid = fork();
+		if (pid == 0)
+			_exit(0);
+		CHECK(status_of(pid) == 0);
+	}
+	stop = 1;
+	for (int i = 0; i < 2; i++)
+		CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
 static void part_exec(void)
 {
 	char *argv[] = {self, calls ? "calls" : "plain", "malloc", "mmap", NULL};
@@ -594,10 +630,11 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } parts[] = {
-	{"malloc", part_malloc},   {"mmap", part_mmap},     {"mremap", part_mremap},
-	{"file", part_file},       {"calls", part_calls},   {"syscall", part_syscall},
-	{"signals", part_signals}, {"fork", part_fork},     {"exec", part_exec},
-	{"threads", part_threads}, {"setuid", part_setuid}, {"close", part_close},
+	{"malloc", part_malloc},   {"mmap", part_mmap},       {"mremap", part_mremap},
+	{"file", part_file},       {"calls", part_calls},     {"syscall", part_syscall},
+	{"signals", part_signals}, {"fork", part_fork},       {"exec", part_exec},
+	{"begin", part_begin},     {"threads", part_threads}, {"setuid", part_setuid},
+	{"close", part_close},
 };
 
 int main(int argc, char **argv)

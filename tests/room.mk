@@ -5,7 +5,7 @@
 # tests/daemon_X.c      cmocka against a whole daemon; linked with tests/lib*.c and libarena
 # tests/X.sh            run as they are
 # tests/keep_client.c   a client that shell tests run
-# tests/preload_program.c  a program that is none, for the preload library
+# tests/preload_*.c     programs that are none of ours, for the preload library
 UNIT_NAMES := $(patsubst tests/%.c,%,$(wildcard tests/unit_*.c))
 UNIT_TESTS := $(UNIT_NAMES:%=$(B)/tests/%)
 room_of = $(word 2,$(subst _, ,$(1)))
@@ -31,6 +31,6 @@ KEEP_CLIENT := $(B)/tests/keep_client
 $(KEEP_CLIENT): $(B)/obj/tests/keep_client.o | $(LIBARENA_SO)
 	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena)
 
-PRELOAD_PROGRAM := $(B)/tests/preload_program
-$(PRELOAD_PROGRAM): $(B)/obj/tests/preload_program.o
+PRELOAD_PROGRAM := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/preload_*.c))
+$(PRELOAD_PROGRAM): $(B)/tests/%: $(B)/obj/tests/%.o
 	$(call link)

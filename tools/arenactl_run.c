@@ -253,8 +253,6 @@ int verb_run(struct ctl *c, char **args)
 	argp_parse(&run_argp, argc, args, ARGP_IN_ORDER, NULL, &run);
 	if (run.socket)
 		c->socket = run.socket;
-	if (run.shared)
-		return ctl_fail("--shared: this version does not serve shared memory by name");
 	if (run.node)
 		return ctl_fail("--node: this version has no memory policies");
 	status = look(c, &run, &served);

@@ -53,9 +53,13 @@ static bool is_ours(int fd)
 
 int64_t preload_close(int fd)
 {
+	int64_t r;
+
 	if (is_ours(fd))
 		return -EBADF;
-	return __close(fd) < 0 ? -errno : 0;
+	r = __close(fd) < 0 ? -errno : 0;
+	shm_closed(fd);
+	return r;
 }
 
 int64_t preload_close_range(unsigned first, unsigned last, unsigned flags)

@@ -63,6 +63,8 @@ static void (*client_prepare)(void), (*client_parent)(void), (*client_child)(voi
 void preload_fork_prepare(void)
 {
 	guard_enter();
+	shm_before_fork();
+	sysv_before_fork();
 	if (client_prepare)
 		client_prepare();
 	private_before_fork();
@@ -70,17 +72,21 @@ void preload_fork_prepare(void)
 
 void preload_fork_parent(void)
 {
-	private_after_fork();
+	private_after_fork(false);
 	if (client_parent)
 		client_parent();
+	sysv_after_fork();
+	shm_after_fork();
 	guard_leave();
 }
 
 void preload_fork_child(void)
 {
-	private_after_fork();
+	private_after_fork(true);
 	if (client_child)
 		client_child();
+	sysv_after_fork();
+	shm_after_fork();
 	report_after_fork();
 	threads_after_fork();
 	guard_leave();

@@ -10,6 +10,7 @@
  *     anonymous           the arena                           the arena, or the kernel
  *     file, private       anonymous memory with its bytes     the kernel
  *     file, shared        ENODEV                              the kernel
+ *     shm_open()'s (shm.c) the segment                         the segment
  *
  * A stack is the kernel's: fork() on a stack of the arena leaves the child without one.
  */
@@ -81,10 +82,12 @@ static int64_t arena_map(arena_t *a, uint64_t addr, uint64_t len, int prot, int 
 	if (r >= 0 && preload.options.mergeable)
 		arena_madvise(a, pointer((uint64_t)r), len, MADV_MERGEABLE);
 	guard_leave();
-	if (r >= 0) {
-		report_served(SERVED_mmap);
-		report_mapped(ALIGN_UP(len, (uint64_t)PAGE));
-	}
+	if (r < 0)
+		return r;
+	report_served(SERVED_mmap);
+	report_mapped(ALIGN_UP(len, (uint64_t)PAGE));
+	if (flags & MAP_FIXED)
+		sysv_unmapped((uint64_t)r, ALIGN_UP(len, (uint64_t)PAGE));
 	return r;
 }
 
@@ -156,6 +159,8 @@ int64_t preload_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, i
 
 	if (!a || len == 0)
 		return kernel_mmap(addr, len, prot, flags, fd, off);
+	if (shm_mmap(addr, len, prot, flags, fd, off, &r))
+		return r;
 	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
 		enum range_place place = range_place(addr, ALIGN_UP(len, (uint64_t)PAGE));
 
@@ -200,9 +205,11 @@ static int64_t munmap_inside(uint64_t addr, uint64_t len, uint64_t arg)
 	(void)arg;
 	guard_enter();
 	r = served(SERVED_munmap, arena_munmap(preload_arena(), pointer(addr), len));
-	if (r == 0)
-		report_unmapped(ALIGN_UP(len, (uint64_t)PAGE));
-	return r;
+	if (r < 0)
+		return r;
+	report_unmapped(ALIGN_UP(len, (uint64_t)PAGE));
+	sysv_unmapped(addr, ALIGN_UP(len, (uint64_t)PAGE));
+	return 0;
 }
 
 static int64_t munmap_outside(uint64_t addr, uint64_t len, uint64_t arg)

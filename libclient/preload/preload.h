@@ -8,6 +8,7 @@
  *                symbols.c, syscall.c  --->  map.c lock.c heap.c  the window: libarena
  *                                              |                    else: the kernel
  *                close, dup2, ...  ---------> fds.c
+ *                shm_open, shmget, ... -----> shm.c sysv.c
  *
  *   start.c     options, the one arena of the process, what fork() needs
  *   guard.c     which thread is inside the library; the library's own threads
@@ -118,7 +119,7 @@ void *private_alloc(size_t size);
 void private_free(void *p);
 size_t private_usable_size(const void *p);
 void private_before_fork(void);
-void private_after_fork(void);
+void private_after_fork(bool child);
 
 /* ---- malloc.c ---- */
 
@@ -167,6 +168,27 @@ uint64_t preload_brk(uint64_t end);
 /* sbrk(3): the old break, or (void *)-1 with errno. */
 void *preload_sbrk(intptr_t delta);
 
+/* ---- shm.c, sysv.c: shared memory by name, where it was asked for ---- */
+
+/* The daemon's socket. */
+void shm_start(const char *socket);
+/* A mapping of a descriptor of shm_open()'s: true, and *out is the address or -errno. */
+bool shm_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t off, int64_t *out);
+void shm_closed(int fd);
+int64_t preload_ftruncate(int fd, int64_t size);
+int64_t preload_fallocate(int fd, int mode, int64_t off, int64_t len);
+void shm_before_fork(void);
+void shm_after_fork(void);
+
+int64_t preload_shmget(int key, uint64_t size, int flags);
+int64_t preload_shmat(int id, uint64_t addr, int flags);
+int64_t preload_shmdt(uint64_t addr);
+int64_t preload_shmctl(int id, int cmd, void *buf);
+/* What was there is not any more, by another way than shmdt(). */
+void sysv_unmapped(uint64_t addr, uint64_t len);
+void sysv_before_fork(void);
+void sysv_after_fork(void);
+
 /* ---- fds.c ---- */
 
 int64_t preload_close(int fd);
@@ -202,6 +224,7 @@ enum served_call {
 
 void report_served(enum served_call call);
 void report_mapped(uint64_t bytes);
+void report_shared(uint64_t bytes); /* of a segment by name; mapped, too */
 void report_unmapped(uint64_t bytes);
 void report_kernel(uint64_t bytes); /* a mapping that might have been the arena's */
 void report_at_exit(void);

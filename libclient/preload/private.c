@@ -131,7 +131,11 @@ void private_before_fork(void)
 	small_lock_acquire(&lock);
 }
 
-void private_after_fork(void)
+/* In the parent others may wait for it, and must be woken. */
+void private_after_fork(bool child)
 {
-	lock = (struct small_lock){0};
+	if (child)
+		lock = (struct small_lock){0};
+	else
+		small_lock_release(&lock);
 }

@@ -142,9 +142,11 @@ static void start(void)
 	if (preload.options.verbose && !preload.options.report)
 		preload.report_fd = client_high_fd(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
 	r = open_by_choice(&a);
-	if (r == 0)
+	if (r == 0) {
+		if (preload.options.shared)
+			shm_start(a->address.sun_path);
 		store_release(&preload.arena, a);
-	else if (preload.options.strict) {
+	} else if (preload.options.strict) {
 		preload_say("no arena: %s",
 			    r == -EPERM && preload.options.trap == ARENA_TRAP_USERFAULTFD
 				    ? arena_trap_reason()

@@ -4,7 +4,9 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #include "base/util.h"
@@ -172,6 +174,48 @@ PRELOAD_EXPORT int dup2(int from, int to)
 PRELOAD_EXPORT int dup3(int from, int to, int flags)
 {
 	return status(preload_dup3(from, to, flags));
+}
+
+/* ---- shared memory by name ---- */
+
+PRELOAD_EXPORT int ftruncate(int fd, off_t size)
+{
+	return status(preload_ftruncate(fd, size));
+}
+
+PRELOAD_EXPORT int ftruncate64(int fd, off64_t size)
+{
+	return status(preload_ftruncate(fd, size));
+}
+
+PRELOAD_EXPORT int fallocate(int fd, int mode, off_t off, off_t len)
+{
+	return status(preload_fallocate(fd, mode, off, len));
+}
+
+PRELOAD_EXPORT int fallocate64(int fd, int mode, off64_t off, off64_t len)
+{
+	return status(preload_fallocate(fd, mode, off, len));
+}
+
+PRELOAD_EXPORT int shmget(key_t key, size_t size, int flags)
+{
+	return status(preload_shmget(key, size, flags));
+}
+
+PRELOAD_EXPORT void *shmat(int id, const void *addr, int flags)
+{
+	return (void *)result(preload_shmat(id, (uintptr_t)addr, flags));
+}
+
+PRELOAD_EXPORT int shmdt(const void *addr)
+{
+	return status(preload_shmdt((uintptr_t)addr));
+}
+
+PRELOAD_EXPORT int shmctl(int id, int cmd, struct shmid_ds *buf)
+{
+	return status(preload_shmctl(id, cmd, buf));
 }
 
 /* ---- the end ---- */

@@ -80,6 +80,18 @@ static int64_t call(int64_t nr, const uint64_t a[6])
 		return dup2((int)a[0], (int)a[1]) < 0 ? -errno : (int)a[1];
 	case SYS_dup3:
 		return preload_dup3((int)a[0], (int)a[1], (int)a[2]);
+	case SYS_ftruncate:
+		return preload_ftruncate((int)a[0], (int64_t)a[1]);
+	case SYS_fallocate:
+		return preload_fallocate((int)a[0], (int)a[1], (int64_t)a[2], (int64_t)a[3]);
+	case SYS_shmget:
+		return preload_shmget((int)a[0], a[1], (int)a[2]);
+	case SYS_shmat:
+		return preload_shmat((int)a[0], a[1], (int)a[2]);
+	case SYS_shmdt:
+		return preload_shmdt(a[0]);
+	case SYS_shmctl:
+		return preload_shmctl((int)a[0], (int)a[1], (void *)(uintptr_t)a[2]);
 	case SYS_fork:
 	case SYS_vfork:
 	case SYS_clone:
