@@ -96,6 +96,7 @@ struct tlb {
 	/* kernel mappings that the trap left where nothing is mapped, at most: see stale.c */
 	uint64_t nr_stale, *stale;
 	uint64_t stale_ready[NOTE_CHUNKS_MAX / 64];
+	uint64_t left_out;                    /* a leaf that no run of others takes along; 0: none */
 	uint64_t max_maps;                    /* drop everything above this estimate */
 	uint64_t applied;                     /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */

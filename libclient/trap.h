@@ -25,6 +25,17 @@ struct fault_signal {
 #define TRAP_BATCH 16u
 #define TRAP_MAILBOX 63 /* the last */
 
+/* Working ahead of a program that walks through memory; the fault thread's own. trap_ahead.c has the drawing. */
+struct ahead {
+	uint64_t expect; /* where the last mapping of leaves ended */
+	uint64_t trip;   /* the leaf that is left out; 0: nothing is to be done */
+	uint64_t next, end;
+	unsigned access, depth;
+	bool tripped; /* the last access was at the trip, and the daemon has not been asked since */
+	bool walking; /* the access being served goes on where one was expected */
+	bool working; /* nobody waits for what is being mapped */
+};
+
 /* trap_userfaultfd.c has the drawing. */
 struct userfault_trap {
 	bool on; /* this arena's trap; does not change once it is attached */
@@ -43,7 +54,7 @@ struct userfault_trap {
 	uint32_t nr_barred; /* read without it, too */
 	/* the fault thread's own */
 	uint64_t spin_ns; /* how long to look for the next event before sleeping */
-	unsigned slept;   /* in a row */
+	struct ahead ahead;
 };
 
 /* ---- trap_choose.c ---- */

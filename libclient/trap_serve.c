@@ -39,7 +39,10 @@ static int try_refill(struct arena *a, const struct userfault_event *e, unsigned
 	if (a->trap.careful)
 		tlb_unmap(t, ALIGN_DOWN(e->address, ARENA_LEAF_SIZE),
 			  ALIGN_DOWN(e->address, ARENA_LEAF_SIZE) + ARENA_LEAF_SIZE);
+	userfault_ahead_begin(a, e->address);
 	r = tlb_refill(t, e->address, access, NULL);
+	if (r == TLB_DONE)
+		userfault_ahead_note(a, e->address, access);
 	tlb_unlock(t, 0, true);
 	return r;
 }
@@ -116,10 +119,10 @@ static void serve_all(struct arena *a, const struct userfault_event *e, int n)
 static int look(struct userfault_trap *u, struct userfault_event *e)
 {
 	uint64_t until;
-	int n = userfault_read(u->fd, e, TRAP_BATCH);
+	int n;
 
-	if (n || !u->spin_ns || os_nr_cpus() == 1)
-		return n;
+	if (!u->spin_ns || os_nr_cpus() == 1)
+		return 0;
 	until = clock_now() + u->spin_ns;
 	do {
 		for (int i = 0; i < 20; i++)
@@ -161,8 +164,12 @@ static void serve_until_stopped(struct arena *a)
 	struct userfault_event e[TRAP_BATCH];
 
 	for (;;) {
-		int n = look(&a->trap, e);
+		int n = userfault_read(a->trap.fd, e, TRAP_BATCH);
 
+		if (n == 0 && userfault_ahead_step(a))
+			continue;
+		if (n == 0)
+			n = look(&a->trap, e);
 		if (n > 0)
 			serve_all(a, e, n);
 		else if (n < 0 || !sleep_until_event(a))

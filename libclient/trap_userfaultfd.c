@@ -107,11 +107,10 @@ void userfault_bar(struct tlb *t, uint64_t addr)
 /* ---- what is mapped how; under the lock ---- */
 
 /*
- * Is all of the range in one VMA that cannot be written to? The daemon keeps the records dense: none
- * was used behind one that has no end. They change while we look; whoever gets more rights
- * zaps what was mapped with less (client_rights_given).
+ * The record of the VMA that has all of the range, or NULL. The daemon keeps the records dense: none
+ * was used behind one that has no end. They change while we look.
  */
-bool userfault_readonly(const struct tlb *t, uint64_t start, uint64_t end)
+static const struct arena_vma_record *find_record(const struct tlb *t, uint64_t start, uint64_t end)
 {
 	const struct arena_vma_record *records =
 		(const struct arena_vma_record *)(const void *)((const char *)t->header +
@@ -128,10 +127,23 @@ bool userfault_readonly(const struct tlb *t, uint64_t start, uint64_t end)
 		    to < end)
 			continue;
 		*hint = nr;
-		return !(load_acquire(&r->prot) & PROT_WRITE);
+		return r;
 	}
 	*hint = 0;
-	return false;
+	return NULL;
+}
+
+bool userfault_one_vma(const struct tlb *t, uint64_t start, uint64_t end)
+{
+	return find_record(t, start, end);
+}
+
+/* Whoever gets more rights zaps what was mapped with less (client_rights_given). */
+bool userfault_readonly(const struct tlb *t, uint64_t start, uint64_t end)
+{
+	const struct arena_vma_record *r = find_record(t, start, end);
+
+	return r && !(load_acquire(&r->prot) & PROT_WRITE);
 }
 
 /* A write has the daemon copy it, or is refused by it. */
@@ -212,6 +224,13 @@ static int map_cow(struct arena *a, const struct tlb_run *run, int fd, unsigned 
 	return r;
 }
 
+/* By an access of our own. Not registered yet: it finds what the file has. */
+static void touch_leaves(uint64_t start, uint64_t end)
+{
+	for (; start < end; start += ARENA_LEAF_SIZE)
+		(void)*(const volatile char *)pointer(start);
+}
+
 static int map_plain(struct arena *a, const struct tlb_run *run, int fd, unsigned flags)
 {
 	void *p = pointer(run->start);
@@ -227,6 +246,8 @@ static int map_plain(struct arena *a, const struct tlb_run *run, int fd, unsigne
 	 */
 	if (r == 0 && (!(flags & OS_MAP_POPULATE) || a->trap.careful))
 		r = userfault_touch(p, len, flags & OS_MAP_WRITE);
+	if (r == 0 && a->trap.ahead.working && (flags & OS_MAP_READ))
+		touch_leaves(run->start, run->end);
 	if (r == 0)
 		r = userfault_register(a->trap.fd, p, len, false);
 	a->trap.lost |= r < 0;
@@ -338,7 +359,8 @@ static unsigned trap_max_leaves(const struct tlb *t, uint64_t addr, uint64_t pte
 
 	if (is_cow(t, leaf, leaf + ARENA_LEAF_SIZE, pte))
 		return 1;
-	return pte & ARENA_PTE_HOLE ? HOLE_RUN : TLB_LEAF_RUN;
+	return userfault_ahead_limit(&arena_of(t)->trap, addr, pte,
+				     pte & ARENA_PTE_HOLE ? HOLE_RUN : TLB_LEAF_RUN);
 }
 
 static const struct tlb_ops trap_ops = {

@@ -89,6 +89,8 @@ static bool continues(const struct extension *x, int index, uint64_t *pte, bool 
 	*joins = false;
 	if (index < 0 || index >= (int)ARENA_PTRS_PER_TABLE)
 		return false;
+	if (level && x->t->base + (page << ARENA_PAGE_SHIFT) == x->t->left_out)
+		return false;
 	/* The window is aligned to what a PMD table covers, so the page lies inside. */
 	*pte = read_entry(x->t, x->w->table, (unsigned)index);
 	if (!in_sequence(x->w->pte, *pte, index - (int)x->w->index, level))

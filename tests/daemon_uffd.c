@@ -457,6 +457,63 @@ static void test_grown_by_another(void **state)
 	gate_close(&g.grown);
 }
 
+/* ---- ahead of a walk ------------------------------------------------------------------------- */
+
+#define WALK 96u /* leaves */
+
+struct walk {
+	struct gate here, there;
+	unsigned steps;
+};
+
+static void do_walk(struct test_daemon *d, void *arg)
+{
+	struct walk *w = arg;
+	arena_t *a = uffd_open(d);
+	char *p = client_map(a, WALK * LEAF);
+
+	for (unsigned i = 0; i < WALK; i++) {
+		pattern_fill(p + i * LEAF + PAGE * i, PAGE, i);
+		if (i + 1 != w->steps)
+			continue;
+		gate_open(&w->here, 1);
+		gate_pass(&w->there);
+	}
+	for (unsigned i = 0; i < WALK; i++) {
+		CHECK(pattern_is(p + i * LEAF + PAGE * i, PAGE, i));
+		CHECK(is_zero(p + i * LEAF + PAGE * (i + 1), PAGE));
+	}
+	arena_close(a);
+}
+
+static uint64_t faults_after(struct test_daemon *d, unsigned steps, uint64_t wanted)
+{
+	struct walk w = {.here = gate_make(), .there = gate_make(), .steps = steps};
+	uint64_t until = test_now() + 20 * UINT64_C(1000000000), faults;
+	pid_t pid = client_start(d, do_walk, &w);
+
+	gate_pass(&w.here);
+	do
+		faults = client_number(d, pid, "faults");
+	while (faults < wanted && test_now() < until);
+	gate_open(&w.there, 1);
+	client_wait(pid);
+	gate_close(&w.here);
+	gate_close(&w.there);
+	return faults;
+}
+
+/*
+ * The daemon fills 1, 4, 16 leaves: faults at leaves 0, 1, 5. Whoever has come to the middle of the 16 is
+ * thought to go on: the next, at leaf 21, is asked for before.
+ */
+static void test_walk(void **state)
+{
+	if (getenv("ARENA_TEST_KILL"))
+		skip(); /* a fault that is made again counts again */
+	assert_int_equal(faults_after(*state, 14, 4), 4);
+}
+
 /* ---- at once ------------------------------------------------------------------------------- */
 
 #define RACE_PAGES 64u
@@ -576,12 +633,12 @@ static void test_flush_race(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		daemon_test(test_choice),           daemon_test(test_keeper),
-		daemon_test(test_device),           daemon_test(test_calls_write),
-		daemon_test(test_calls_read),       daemon_test(test_datagrams),
-		daemon_test(test_refused),          daemon_test(test_many_refused),
-		daemon_test(test_grown_by_another), daemon_test(test_cow_race),
-		daemon_test(test_flush_race),
+		daemon_test(test_choice),     daemon_test(test_keeper),
+		daemon_test(test_device),     daemon_test(test_calls_write),
+		daemon_test(test_calls_read), daemon_test(test_datagrams),
+		daemon_test(test_refused),    daemon_test(test_many_refused),
+		daemon_test(test_walk),       daemon_test(test_grown_by_another),
+		daemon_test(test_cow_race),   daemon_test(test_flush_race),
 	};
 
 	return cmocka_run_group_tests(tests, uffd_group_setup, daemon_group_teardown);
