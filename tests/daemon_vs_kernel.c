@@ -471,6 +471,11 @@ static void test_same_as_kernel(void **state)
 	uint64_t first = number_from("SOAK_SEED", 1), seed[PROCESSES];
 	pid_t pid[PROCESSES];
 
+	if (TEST_SANITIZED) {
+		print_message("skipped: a sanitizer's allocator maps where the kernel's range has "
+			      "holes\n");
+		skip();
+	}
 	print_message("seeds %llu to %llu\n", (unsigned long long)first,
 		      (unsigned long long)first + PROCESSES - 1);
 	for (unsigned i = 0; i < PROCESSES; i++) {

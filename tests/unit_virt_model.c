@@ -533,7 +533,7 @@ static void random_op(struct mclient *mc)
 static void test_model(void **state)
 {
 	const char *length = getenv("ARENA_TEST_OPS");
-	unsigned long n = length ? strtoul(length, NULL, 0) : 40000, i;
+	unsigned long n = length ? strtoul(length, NULL, 0) : TEST_SANITIZED ? 8000 : 40000, i;
 
 	(void)state;
 	w.rng.state = test_seed();
