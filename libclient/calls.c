@@ -282,6 +282,31 @@ int arena_madvise(arena_t *a, void *addr, size_t len, int advice)
 	return r;
 }
 
+void *arena_mmap_pfn(arena_t *a, void *addr, uint64_t pfn, size_t len, int prot, int flags)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__MmapPfn call = ARENA__MMAP_PFN__INIT;
+	uint64_t address = 0, bytes = ALIGN_UP((uint64_t)len, ARENA_PAGE_SIZE);
+	bool locked;
+	int r = client_enter_attached(a);
+
+	call.address = (uintptr_t)addr;
+	call.length = len;
+	call.pfn = pfn;
+	call.prot = (uint32_t)prot;
+	call.flags = (uint32_t)flags;
+	request.call_case = ARENA__REQUEST__CALL_MMAP_PFN;
+	request.mmap_pfn = &call;
+	if (r == 0)
+		r = bytes < len ? -EINVAL : address_call(a, &request, bytes, &address, &locked);
+	if (client_return(r) < 0)
+		return MAP_FAILED;
+	if (prot & (PROT_READ | PROT_WRITE))
+		client_map_range(a, address, address + bytes,
+				 prot & PROT_WRITE ? PROT_WRITE : PROT_READ);
+	return (void *)(uintptr_t)address;
+}
+
 void *arena_snapshot(arena_t *a, const void *addr, size_t len)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;

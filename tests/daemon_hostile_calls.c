@@ -41,7 +41,7 @@ static const struct {
 } numeric[] = {
 	{WIRE_FAULT, 3},    {WIRE_MMAP, 6},        {WIRE_MUNMAP, 2},       {WIRE_MPROTECT, 3},
 	{WIRE_MADVISE, 3},  {WIRE_POPULATE, 4},    {WIRE_SHM_TRUNCATE, 2}, {WIRE_SHM_CLOSE, 1},
-	{WIRE_SHM_STAT, 1}, {WIRE_ALLOC_PAGES, 3}, {WIRE_FREE_PAGES, 2},
+	{WIRE_SHM_STAT, 1}, {WIRE_ALLOC_PAGES, 3}, {WIRE_FREE_PAGES, 2},   {WIRE_MMAP_PFN, 5},
 };
 
 static bool linux_errno(int r)

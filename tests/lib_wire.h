@@ -38,7 +38,8 @@ enum wire_call {
 	WIRE_FREE_PAGES,
 	WIRE_ATTR_READ,
 	WIRE_ATTR_WRITE,
-	WIRE_LAST = WIRE_ATTR_WRITE
+	WIRE_LAST = WIRE_ATTR_WRITE,
+	WIRE_MMAP_PFN = 60,
 };
 
 /* ---- writing ------------------------------------------------------------------------------- */

@@ -431,6 +431,33 @@ static void zeros_flag(void)
 	victim()->header->uses_zero = 2;
 }
 
+/* The direct map's entry, in a mapping that says another number. */
+static void pfn_map_other(void)
+{
+	struct vm_mmap_args a = {.len = PAGE(2), .prot = PROT_RW};
+	uint64_t at = 0, pfn = client_pfn(client[3], direct[3]);
+
+	assert_int_equal(vm_mmap_pfn(victim(), &a, pfn, &at), 0);
+	an_entry(at)[0] = an_entry(at)[1];
+}
+
+static void pfn_map_beyond(void)
+{
+	struct vm_mmap_args a = {.len = PAGE(2), .prot = PROT_RW};
+	uint64_t at = 0, pfn = client_pfn(client[3], direct[3]);
+
+	assert_int_equal(vm_mmap_pfn(victim(), &a, pfn, &at), 0);
+	victim()->records[vma_find(victim(), at)->record].pgoff = phys_nr_frames(m.phys) - 1;
+}
+
+/* A frame of arena_alloc_pages() where there is ordinary memory. */
+static void pfn_in_anon(void)
+{
+	uint64_t *e = an_entry(anon[3]), pfn = client_pfn(client[3], direct[3]);
+
+	*e = (*e & ~ARENA_PTE_PFN_MASK) | pfn << ARENA_PTE_PFN_SHIFT;
+}
+
 static void entry_absent(void)
 {
 	*an_entry(anon[3]) &= ~ARENA_PTE_PRESENT;
@@ -599,6 +626,9 @@ static const struct damage {
 	DAMAGE(zeros_leaf_moved, VICTIM, 0),
 	DAMAGE(zeros_of_segment, VICTIM, 0),
 	DAMAGE(zeros_flag, VICTIM, 0),
+	DAMAGE(pfn_map_other, VICTIM, 0),
+	DAMAGE(pfn_map_beyond, VICTIM, 0),
+	DAMAGE(pfn_in_anon, VICTIM, 0),
 	DAMAGE(entry_absent, VICTIM, 0),
 	DAMAGE(leaf_moved, VICTIM, 0),
 	DAMAGE(entry_direct, VICTIM, 0),

@@ -435,6 +435,46 @@ static void step_zero(void)
 	unmap(B, at + PAGE(10), LEAF(4) - PAGE(10));
 }
 
+static void expect_at(const struct mclient *mc, uint64_t at, uint64_t value)
+{
+	struct fault_refusal refusal;
+	uint8_t *p = client_access(mc->c, at, PROT_READ, 0, &refusal);
+
+	assert_true(p && memcmp(p, &value, sizeof(value)) == 0);
+}
+
+/* Frames mapped by number, in two places, moved, and living longer than their block. The model does not
+ * know of these mappings: none is left. */
+static void step_pfn(void)
+{
+	struct mblock *b = alloc_block(B, 3);
+	uint64_t pfn = client_pfn(B->c, b->addr), at = 0, to = 0, value;
+	struct vm_mmap_args a = {.len = PAGE(8), .prot = PROT_RW};
+	struct vm_mremap_args move = {.old_len = PAGE(6), .new_len = PAGE(6)};
+	struct fault_refusal refusal;
+
+	memcpy(&value, client_access(B->c, b->addr + PAGE(7), PROT_READ, 0, &refusal),
+	       sizeof(value));
+	assert_int_equal(vm_mmap_pfn(B->c->mm, &a, pfn, &at), 0);
+	expect_at(B, at + PAGE(7), value);
+	a = (struct vm_mmap_args){
+		.addr = at, .len = PAGE(2), .prot = PROT_READ, .flags = MAP_FIXED};
+	assert_int_equal(vm_mmap_pfn(B->c->mm, &a, pfn + 6, &at), 0);
+	expect_at(B, at + PAGE(1), value);
+	free_block(B, b);
+	move.old = at + PAGE(2);
+	move.flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+	move.new_addr = at + PAGE(100);
+	if (area_is_free(B->c->mm, move.new_addr, move.new_addr + PAGE(6)))
+		assert_int_equal(vm_mremap(B->c->mm, &move, &to), 0);
+	else
+		to = move.old;
+	expect_at(B, to + PAGE(5), value);
+	assert_int_equal(vm_munmap(B->c->mm, at, PAGE(2)), 0);
+	expect_at(B, to + PAGE(5), value);
+	assert_int_equal(vm_munmap(B->c->mm, to, PAGE(6)), 0);
+}
+
 #include "tests/virt_scenario_calls.h"
 
 static void step_close(void)
@@ -479,13 +519,13 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,    step_anon,     step_split,    step_protect, step_fixed,
-	step_shared,   step_segment,  step_cow,      step_ack,     step_own_segment,
-	step_zero,     step_truncate, step_pages,    step_ack,     step_advice,
-	step_populate, step_hole,     step_late_ack, step_mremap,  step_heap,
-	step_lock,     step_pin,      step_collapse, step_fork,    step_cow_calls,
-	step_snapshot, step_close,    step_unmap,    step_death,   step_new_client,
-	step_ack,      step_end,
+	step_start,      step_anon,     step_split,    step_protect,  step_fixed,
+	step_shared,     step_segment,  step_cow,      step_ack,      step_own_segment,
+	step_zero,       step_pfn,      step_truncate, step_pages,    step_ack,
+	step_advice,     step_populate, step_hole,     step_late_ack, step_mremap,
+	step_heap,       step_lock,     step_pin,      step_collapse, step_fork,
+	step_cow_calls,  step_snapshot, step_close,    step_unmap,    step_death,
+	step_new_client, step_ack,      step_end,
 };
 
 static void scenario_up(void)

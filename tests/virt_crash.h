@@ -261,6 +261,23 @@ static inline int crash_vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, 
 	return r;
 }
 
+static int crash_do_mmap_pfn(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_mmap_pfn(mm, k->in, k->b, &k->a);
+}
+
+static inline int crash_vm_mmap_pfn(struct mm *mm, const struct vm_mmap_args *args, uint64_t pfn,
+				    uint64_t *out)
+{
+	struct crash_args k = {.in = args, .a = *out, .b = pfn};
+	int r = crash_run(crash_do_mmap_pfn, mm, &k, sizeof(k), true);
+
+	*out = k.a;
+	return r;
+}
+
 static int crash_do_zero_file(struct mm *mm, void *arg)
 {
 	(void)arg;
@@ -619,6 +636,7 @@ static inline void crash_virt_flush_collect(struct virt *v)
 #define mm_destroy crash_mm_destroy
 #define vm_snapshot crash_vm_snapshot
 #define vm_zero_file crash_vm_zero_file
+#define vm_mmap_pfn crash_vm_mmap_pfn
 #define vm_mlockall crash_vm_mlockall
 #define vm_munlockall crash_vm_munlockall
 #define vm_mmap crash_vm_mmap

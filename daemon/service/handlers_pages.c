@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* handlers_pages.c - frames by the block: alloc_pages and free_pages. */
+/* handlers_pages.c - frames by the block, and by number: alloc_pages, free_pages, mmap_pfn. */
 #include "daemon/service/internal.h"
 
 #include "arena/arena.h"
@@ -36,4 +36,25 @@ int handle_free_pages(struct call *call)
 	if (m->order > ARENA_MAX_ORDER || !IS_ALIGNED(m->address, ARENA_PAGE_SIZE))
 		return ARENA_E_INVALID;
 	return vm_free_pages(call->peer->mm, m->address, m->order);
+}
+
+int handle_mmap_pfn(struct call *call)
+{
+	const Arena__MmapPfn *m = call->request->mmap_pfn;
+	struct vm_mmap_args args = {
+		.addr = m->address,
+		.len = m->length,
+		.prot = m->prot,
+		.flags = m->flags,
+	};
+	uint64_t addr;
+	int r;
+
+	if (!args.len || !round_range(args.addr, &args.len))
+		return ARENA_E_INVALID;
+	r = vm_mmap_pfn(call->peer->mm, &args, m->pfn, &addr);
+	if (r)
+		return r;
+	CALL_RESULT(call, address, ADDRESS)->address = addr;
+	return 0;
 }

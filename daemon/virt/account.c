@@ -52,7 +52,7 @@ void virt_set_limits(struct virt *v, vm_limit_fn fn)
 
 static bool is_data(uint32_t flags, uint32_t prot)
 {
-	return (prot & PROT_WRITE) && !(flags & (VM_SHARED | VM_GROWSDOWN));
+	return (prot & PROT_WRITE) && !(flags & (VM_SHARED | VM_GROWSDOWN | VM_SPECIAL));
 }
 
 static bool is_exec(uint32_t flags, uint32_t prot)

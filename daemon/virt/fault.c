@@ -507,6 +507,9 @@ static int fault_resolve(struct fault *f)
 		return 0;
 	if (vma->flags & VM_DIRECT)
 		return refuse(f, SIGSEGV, SEGV_MAPERR);
+	/* Whatever it has was there from the start. */
+	if (vma->flags & VM_SPECIAL)
+		return refuse(f, SIGBUS, BUS_ADRERR);
 	if (present && entry_is_zero(f->mm->virt, *ref.entry))
 		return anon_fault(f);
 	if (present && entry_is_anon(f->mm, *ref.entry))

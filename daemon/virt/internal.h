@@ -56,6 +56,9 @@
 #define VM_LOCKED_MASK (VM_LOCKED | VM_LOCKONFAULT)
 #define VM_SPECIAL (VM_DIRECT | VM_PFNMAP | VM_IO | VM_MIXEDMAP)
 
+/* A mapping of pfnmap.c, not the direct map? */
+#define VM_IS_PFN_MAP(flags) (!((flags)&VM_DIRECT) && ((flags)&VM_SPECIAL))
+
 struct vma {
 	RB_ENTRY(vma) node;
 	LIST_ENTRY(vma) in_object;
@@ -492,6 +495,8 @@ int vma_isolate_counted(struct mm *mm, uint64_t start, uint64_t end);
 /* [addr, addr + len) rounded up to pages, inside the window and outside the direct map. */
 int range_check(const struct mm *mm, uint64_t addr, uint64_t len, uint64_t *end);
 int zap_and_flush(struct mm *mm, uint64_t start, uint64_t end);
+/* Where `len` bytes that are asked for go: t->start. */
+int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len, struct vma_template *t);
 int unmap_range(struct mm *mm, uint64_t start, uint64_t end);
 
 /* ---- mlock.c ---- */

@@ -162,8 +162,7 @@ static int mmap_permitted(struct mm *mm, const struct vm_mmap_args *a, const str
 	return r;
 }
 
-static int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
-		      struct vma_template *t)
+int mmap_place(struct mm *mm, const struct vm_mmap_args *a, uint64_t len, struct vma_template *t)
 {
 	uint64_t want = a->addr, common;
 

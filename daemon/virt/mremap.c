@@ -186,8 +186,8 @@ static int piece_insert(struct mm *mm, const struct plan *p, const struct vma *f
 	 * Memory that was never touched is as if it had been mapped there, and merges with what
 	 * is there. Not beside its source: that one must remain a VMA of its own to be removed.
 	 */
-	if (!from->object && !touched && p->kind == PLAN_MOVE && p->new_addr != p->old + p->len &&
-	    p->new_addr + p->new_len != p->old)
+	if (!from->object && !(from->flags & VM_SPECIAL) && !touched && p->kind == PLAN_MOVE &&
+	    p->new_addr != p->old + p->len && p->new_addr + p->new_len != p->old)
 		t.pgoff = p->new_addr >> ARENA_PAGE_SHIFT;
 	return vma_insert(mm, &t);
 }
@@ -260,7 +260,8 @@ static int check_resize(struct mm *mm, const struct vm_mremap_args *a, uint64_t 
 		return ARENA_E_FAULT;
 	if (!old_len && !(v->flags & VM_SHARED))
 		return ARENA_E_INVALID;
-	if (v->flags & VM_SPECIAL)
+	/* As a driver's, it may be moved, and is never expanded. */
+	if (v->flags & VM_SPECIAL && (keep || more))
 		return keep ? ARENA_E_INVALID : ARENA_E_FAULT;
 	if (old_len > v->end - a->old)
 		return ARENA_E_FAULT;

@@ -81,6 +81,10 @@ static int populate_step(struct populate *p)
 		p->addr = v ? MIN(v->start, p->end) : p->end;
 		return 0;
 	}
+	/* As Linux: what is mapped by number has no page to be got. */
+	if (!lock && VM_IS_PFN_MAP(v->flags) && v->flags & VM_PFNMAP)
+		return p->mode == POPULATE_READ || p->mode == POPULATE_WRITE ? ARENA_E_INVALID
+									     : ARENA_E_FAULT;
 	access = populate_access(p, v);
 	stop = v->end;
 	r = access ? populate_entry(p, access) : 0;

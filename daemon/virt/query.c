@@ -172,6 +172,8 @@ static const char *vma_name(const struct vma *v)
 {
 	if (v->flags & VM_DIRECT)
 		return "[direct]";
+	if (VM_IS_PFN_MAP(v->flags))
+		return "[pfn]";
 	if (v->object && v->object->kind == OBJECT_SEGMENT)
 		return v->object->record->name;
 	if (v->start < v->mm->header->brk && v->end > v->mm->header->start_brk)
@@ -189,8 +191,8 @@ bool mm_next_vma(const struct mm *mm, uint64_t from, struct vma_info *out)
 		.start = v->start,
 		.end = v->end,
 		.prot = v->prot,
-		.shared = v->flags & VM_SHARED,
-		.pgoff = v->object ? v->pgoff : 0,
+		.shared = v->flags & VM_SHARED || VM_IS_PFN_MAP(v->flags),
+		.pgoff = v->object || VM_IS_PFN_MAP(v->flags) ? v->pgoff : 0,
 		.object = v->object ? v->object->id : 0,
 		.name = vma_name(v),
 	};

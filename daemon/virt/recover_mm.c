@@ -263,6 +263,9 @@ static const char *vma_wrong(struct recovery *r, const struct mm *mm,
 	if (rec->flags & VM_DIRECT ? rec->start != mm->header->direct_base || rec->object
 				   : direct_contains(mm, rec->start, rec->end))
 		return "it is not the direct map";
+	if (VM_IS_PFN_MAP(rec->flags) && (rec->object || rec->pgoff >= phys_nr_frames(r->p) ||
+					  pages > phys_nr_frames(r->p) - rec->pgoff))
+		return "the frames it maps by number";
 	if (!rec->object)
 		return rec->slot || rec->flags & VM_SHARED ? "private memory that is shared" : NULL;
 	if (!o || !slot_is_of(mm, rec->slot, o) || rec->pgoff + pages < pages ||

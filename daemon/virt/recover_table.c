@@ -96,13 +96,16 @@ static const char *object_entry_wrong(const struct vma *v, uint64_t addr, pfn_t 
 	return NULL;
 }
 
-static const char *owner_wrong(const struct mm *mm, const struct vma *v, const struct page *page)
+static const char *owner_wrong(const struct mm *mm, const struct vma *v, uint64_t addr, pfn_t pfn,
+			       const struct page *page)
 {
 	if (page->flags & PG_ANON)
-		return page->mapping != mm->anon_family     ? "is of another's memory"
-		       : v->flags & (VM_SHARED | VM_DIRECT) ? "is private memory shared"
-							    : NULL;
-	return page->mapping != mm->id || !(v->flags & VM_DIRECT) ? "is of another's frame" : NULL;
+		return page->mapping != mm->anon_family      ? "is of another's memory"
+		       : v->flags & (VM_SHARED | VM_SPECIAL) ? "is private memory shared"
+							     : NULL;
+	if (page->mapping != mm->id || !(v->flags & VM_SPECIAL))
+		return "is of another's frame";
+	return VM_IS_PFN_MAP(v->flags) && vma_pgoff(v, addr) != pfn ? "is of another number" : NULL;
 }
 
 /* What the entry may permit: no more than the VMA. */
@@ -170,7 +173,7 @@ static const char *mapping_wrong(struct table_walk *w, uint64_t addr, const stru
 			return "is mapped from another file";
 		wrong = of_object ? object_entry_wrong(v, at, pfn, f->head, f->page,
 						       (unsigned)((stop - at) >> ARENA_PAGE_SHIFT))
-				  : owner_wrong(w->mm, v, f->page);
+				  : owner_wrong(w->mm, v, at, pfn, f->page);
 		if (wrong)
 			return wrong;
 		*allowed &= vma_entry(v, pfn, f->leaf, false, false, of_object);
@@ -218,7 +221,7 @@ static int check_entry(struct table_walk *w, uint64_t addr, uint64_t *entry, boo
 		wrong = mapping_wrong(w, addr, &f, &allowed);
 	if (wrong)
 		return walk_damaged(w, addr, wrong);
-	if (f.page->flags & PG_KERNEL)
+	if (f.page->flags & PG_KERNEL && w->vma->flags & VM_DIRECT)
 		r = block_entry(w, addr, f.pfn, f.head, f.page, leaf);
 	if (r)
 		return r;

@@ -18,6 +18,7 @@
  *	BRK          the break before, the break after
  *	PIN          addr, pages of the client's pinned before
  *	UNPIN        addr, pages of the client's pinned before, length
+ *	MMAP_PFN     start, length
  *
  * All other operations may simply be done again: what is done of them already is found done.
  */
@@ -41,6 +42,7 @@ enum virt_call {
 	VIRT_CALL_BRK,
 	VIRT_CALL_PIN,
 	VIRT_CALL_UNPIN,
+	VIRT_CALL_MMAP_PFN,
 };
 
 static inline uint64_t call_tag(enum virt_call call, uint32_t mm)

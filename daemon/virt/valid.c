@@ -77,6 +77,12 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	if ((page->flags & PG_ANON && page->mapping != mm->anon_family) ||
 	    (page->flags & PG_KERNEL && page->mapping != mm->id))
 		COMPLAIN(c, "frame %u belongs to mm %u, mapped by %u", head, page->mapping, mm->id);
+	if (v && (page->flags & PG_KERNEL) != (v->flags & VM_SPECIAL ? PG_KERNEL : 0u))
+		COMPLAIN(c, "mm %u: frame %u at %#lx, in a VMA of another kind", mm->id, head,
+			 (unsigned long)addr);
+	if (v && VM_IS_PFN_MAP(v->flags) && vma_pgoff(v, addr) != pfn)
+		COMPLAIN(c, "mm %u: frame %u at %#lx, not %lu", mm->id, pfn, (unsigned long)addr,
+			 (unsigned long)vma_pgoff(v, addr));
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)

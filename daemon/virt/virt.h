@@ -221,6 +221,9 @@ bool mm_wants_populate(const struct mm *mm, uint64_t addr);
 int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, uint64_t *addr,
 		   uint64_t *pfn);
 int vm_free_pages(struct mm *mm, uint64_t addr, unsigned order);
+/* Frames of vm_alloc_pages() from `pfn` on once more, elsewhere (pfnmap.c); of args only addr, len, prot and
+ * flags count. ARENA_E_PERMISSION: not all of them are the caller's. */
+int vm_mmap_pfn(struct mm *mm, const struct vm_mmap_args *args, uint64_t pfn, uint64_t *out);
 
 struct fault_refusal {
 	int signo; /* 0: resolved, look at the entry again */

@@ -172,6 +172,19 @@ enum arena_gfp {
  * unknown flags). Owned by the caller until arena_free_pages() with the same order.
  */
 void *arena_alloc_pages(arena_t *a, unsigned gfp, unsigned order);
+/*
+ * Map frames that this arena_t got by arena_alloc_pages(), from number `pfn` on, once more: at an address of
+ * the library's choice, or at `addr` with MAP_FIXED or MAP_FIXED_NOREPLACE. As a driver's mapping by
+ * remap_pfn_range(9), VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP: present from the start,
+ * arena_mremap() moves or shrinks it and refuses to expand it (EFAULT), mlock passes it over, advice about its
+ * pages is EINVAL, arena_pin() EFAULT, and a child of fork(2) does not have it. With ARENA_MAP_MIXED, VM_MIXEDMAP
+ * as by vm_insert_page(9): the same, but arena_pin() holds its pages.
+ * The frames live until the last such mapping is gone, also when arena_free_pages() comes first.
+ * MAP_FAILED and errno: EINVAL (length 0 or above 256 MiB, no such frames, flags, misaligned), EPERM (not all of
+ * them are the caller's), EEXIST (NOREPLACE), ENOMEM.
+ */
+#define ARENA_MAP_MIXED 0x40000000
+void *arena_mmap_pfn(arena_t *a, void *addr, uint64_t pfn, size_t len, int prot, int flags);
 /* EINVAL: not the start of such an allocation, or another order. */
 int arena_free_pages(arena_t *a, void *addr, unsigned order);
 /* The frame behind an address, -1 if none is present. Private memory that was only read is no frame but
