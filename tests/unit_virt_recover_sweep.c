@@ -452,6 +452,7 @@ static void step_pfn(void)
 	struct vm_mmap_args a = {.len = PAGE(8), .prot = PROT_RW};
 	struct vm_mremap_args move = {.old_len = PAGE(6), .new_len = PAGE(6)};
 	struct fault_refusal refusal;
+	unsigned vmas = count_vmas(B->c);
 
 	memcpy(&value, client_access(B->c, b->addr + PAGE(7), PROT_READ, 0, &refusal),
 	       sizeof(value));
@@ -473,6 +474,7 @@ static void step_pfn(void)
 	assert_int_equal(vm_munmap(B->c->mm, at, PAGE(2)), 0);
 	expect_at(B, to + PAGE(5), value);
 	assert_int_equal(vm_munmap(B->c->mm, to, PAGE(6)), 0);
+	assert_int_equal(count_vmas(B->c), vmas);
 }
 
 #include "tests/virt_scenario_calls.h"

@@ -71,8 +71,8 @@ static bool leaf_possible(const struct fault *f, uint64_t addr)
 	    (vma_pgoff(vma, base) % ARENA_LEAF_PAGES ||
 	     !object_leaf_fits(vma->object, vma_pgoff(vma, base) / ARENA_LEAF_PAGES)))
 		return false;
-	return (!pgtable_lookup(vma->mm, base, &ref) || ref.level) && ref.level >= 1 &&
-	       entry_is_free(f, *ref.entry);
+	pgtable_lookup(vma->mm, base, &ref);
+	return ref.level >= 1 && entry_is_free(f, *ref.entry);
 }
 
 static void flush_later(struct fault *f, uint64_t start, uint64_t end)

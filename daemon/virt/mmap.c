@@ -289,7 +289,7 @@ static int protect_account(const struct vma *v, uint32_t prot, uint64_t pages, u
 	int r;
 
 	*flags = v->flags;
-	if (!(prot & PROT_WRITE) || (v->prot & PROT_WRITE) || (v->flags & VM_SHARED))
+	if (!(prot & PROT_WRITE) || (v->prot & PROT_WRITE) || (v->flags & (VM_SHARED | VM_SPECIAL)))
 		return 0;
 	r = mm_may_expand(v->mm, v->flags, prot, pages);
 	if (r || (v->flags & (VM_ACCOUNT | VM_NORESERVE)))
