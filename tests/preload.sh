@@ -33,6 +33,7 @@ expect 1 env LD_PRELOAD="$preload" ARENA_PRELOAD_STRICT=1 /bin/echo hello
 expect 2 $run
 expect 2 $run --trap nonsense -- true
 expect 2 $run --min-size nonsense -- true
+expect 2 $run --node all -- true
 expect 0 $run --help
 for option in trap min-size shared mergeable node strict verbose report socket; do
 	has "$out" "--$option"
@@ -68,9 +69,30 @@ on_arena --min-size 16T -- "$program" calls mmap || fail "all of it the kernel's
 [ "$(sum_of preload_program kernel)" -gt 8000000 ] || fail "not counted: $(<"$report")"
 : >"$report"
 
+# ---- from one node ----------------------------------------------------------------------------------
+
+node_free() {
+	"$bin/arenactl" get "sys/devices/system/node/node$1/meminfo" | awk '/MemFree:/ { print $4 }'
+}
+expect 1 $run --node 2 -- true
+has "$err" 'no such node'
+free0=$(node_free 0) free1=$(node_free 1)
+# shellcheck disable=SC2016 # the inner shell's
+expect 0 $run --strict --node 1 -- sh -c '"$1" get sys/devices/system/node/node0/meminfo
+	"$1" get sys/devices/system/node/node1/meminfo' - "$bin/arenactl"
+[ "$(awk '/Node 0 MemFree:/ { print $4 }' <<<"$out")" -eq "$free0" ] || fail "node 0 had $free0: $out"
+[ "$(awk '/Node 1 MemFree:/ { print $4 }' <<<"$out")" -lt $((free1 - 8192)) ] ||
+	fail "node 1 had $free1: $out"
+
+# ---- offered for merging -----------------------------------------------------------------------------
+
+on_arena --mergeable -- "$program" calls mmap || fail "the program, mergeable"
+served preload_program 8000000 20
+: >"$report"
+
 # ---- the worker dies under it ----------------------------------------------------------------------
 
-on_arena --min-size 4K -- "$program" calls malloc mmap fork signals mmap malloc &
+on_arena --min-size 4K -- "$program" calls malloc mmap fork signals begin mmap malloc &
 pid=$!
 kills=0
 while kill -0 "$pid" 2>/dev/null && [ "$kills" -lt 200 ]; do

@@ -260,6 +260,35 @@ static void test_zonelist(void **state)
 	for (size_t i = 0; i < h.nr; i++)
 		assert_int_equal(pfn_zone(f.phys, h.pfn[i])->node, 0);
 	hoard_free(&f, &h);
+	/* A policy: nodes 1 and 2 alone, of which 2 is nearer to the CPU's; and one that begins at 1. */
+	{
+		struct alloc_request rq = {
+			.domain = d,
+			.gfp = GFP_USER_MOVABLE | ARENA_GFP_NOWARN,
+			.nodes = 6,
+			.hint = PFN_NONE,
+			.owner = PG_ANON,
+		};
+		struct alloc_result out;
+		uint64_t other = phys_node(f.phys, 2)->numa_stat[NUMA_OTHER];
+
+		while (alloc_pages(f.phys, &rq, &out) == 0) {
+			hoard_add(&h, out.pfn);
+			assert_int_not_equal(pfn_zone(f.phys, out.pfn)->node, 0);
+		}
+		assert_int_equal(pfn_zone(f.phys, h.pfn[0])->node, 2);
+		assert_true(phys_node(f.phys, 2)->numa_stat[NUMA_OTHER] > other);
+		hoard_free(&f, &h);
+		rq.nodes = 0;
+		rq.prefer = 1 + 1;
+		assert_int_equal(alloc_pages(f.phys, &rq, &out), 0);
+		assert_int_equal(pfn_zone(f.phys, out.pfn)->node, 1);
+		put_page(f.phys, out.pfn);
+		rq.gfp |= ARENA_GFP_THISNODE;
+		assert_int_equal(alloc_pages(f.phys, &rq, &out), 0);
+		assert_int_equal(pfn_zone(f.phys, out.pfn)->node, 0);
+		put_page(f.phys, out.pfn);
+	}
 	hoard_all(&f, &h, d, ARENA_GFP_DMA, 0);
 	assert_true(h.nr > 0);
 	for (size_t i = 0; i < h.nr; i++)

@@ -64,10 +64,10 @@ static void test_table_complete(void **state)
 		assert_non_null(m);
 		assert_string_equal(m->name, f->name);
 	}
-	assert_int_equal(calls, 34);
+	assert_int_equal(calls, 35);
 	assert_null(method_find(ARENA__REQUEST__CALL__NOT_SET));
 	assert_null(method_find(1));
-	assert_null(method_find(31));
+	assert_null(method_find(39));
 	assert_null(method_find(UINT32_MAX));
 }
 

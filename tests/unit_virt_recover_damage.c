@@ -301,6 +301,16 @@ static void table_count(void)
 	victim()->header->nr_tables = 2;
 }
 
+static void policy(void)
+{
+	victim()->header->policy_mode = 2; /* of no node */
+}
+
+static void policy_nodes(void)
+{
+	victim()->header->policy_nodes = UINT64_MAX;
+}
+
 static void txn(void)
 {
 	victim()->header->txn = (struct arena_vma_txn){.armed = 1, .nr_kill = 1000};
@@ -603,6 +613,8 @@ static const struct damage {
 	DAMAGE(window, VICTIM, 0),
 	DAMAGE(layout, VICTIM, 0),
 	DAMAGE(table_count, VICTIM, 0),
+	DAMAGE(policy, VICTIM, 0),
+	DAMAGE(policy_nodes, VICTIM, 0),
 	DAMAGE(txn, VICTIM, 0),
 	DAMAGE(slot_domain, VICTIM, 0),
 	DAMAGE(slot_zero, VICTIM, 0),

@@ -310,6 +310,20 @@ static inline int crash_vm_munlockall(struct mm *mm)
 	return crash_run(crash_do_mlockall, mm, &k, sizeof(k), false);
 }
 
+static int crash_do_set_mempolicy(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	return vm_set_mempolicy(mm, k->e, k->a);
+}
+
+static inline int crash_vm_set_mempolicy(struct mm *mm, uint32_t mode, uint64_t nodes)
+{
+	struct crash_args k = {.a = nodes, .e = mode};
+
+	return crash_run(crash_do_set_mempolicy, mm, &k, sizeof(k), false);
+}
+
 static int crash_do_destroy(struct mm *mm, void *arg)
 {
 	(void)arg;
@@ -639,6 +653,7 @@ static inline void crash_virt_flush_collect(struct virt *v)
 #define vm_mmap_pfn crash_vm_mmap_pfn
 #define vm_mlockall crash_vm_mlockall
 #define vm_munlockall crash_vm_munlockall
+#define vm_set_mempolicy crash_vm_set_mempolicy
 #define vm_mmap crash_vm_mmap
 #define vm_munmap crash_vm_munmap
 #define vm_mprotect crash_vm_mprotect

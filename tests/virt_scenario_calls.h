@@ -6,6 +6,8 @@
 #ifndef TESTS_VIRT_SCENARIO_CALLS_H
 #define TESTS_VIRT_SCENARIO_CALLS_H
 
+#include <linux/mempolicy.h>
+
 static void move(struct mclient *mc, uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len,
 		 uint32_t flags)
 {
@@ -75,6 +77,19 @@ static void step_lock(void)
 	lock_pages(A, at, LEAF(1), true, true);
 	lock_pages(A, at + PAGE(4), PAGE(100), false, false);
 	unmap(A, at, PAGE(50));
+}
+
+static void step_policy(void)
+{
+	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0);
+
+	assert_int_equal(vm_set_mempolicy(A->c->mm, MPOL_BIND, 1), 0);
+	put(A, at);
+	assert_int_equal(vm_set_mempolicy(A->c->mm, MPOL_PREFERRED, 1), 0);
+	assert_int_equal(vm_set_mempolicy(A->c->mm, MPOL_DEFAULT, 0), 0);
+	put(A, at + PAGE(7));
+	assert_int_equal(vm_set_mempolicy(A->c->mm, MPOL_BIND, 1), 0);
+	unmap(A, at, LEAF(1));
 }
 
 static void step_pin(void)

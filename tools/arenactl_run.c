@@ -10,10 +10,12 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/mempolicy.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/parse.h"
 #include "tools/arenactl.h"
@@ -57,7 +59,7 @@ struct run {
 static error_t parse_run_option(int key, char *arg, struct argp_state *state)
 {
 	struct run *run = state->input;
-	uint64_t bytes;
+	uint64_t bytes, map[1];
 
 	switch (key) {
 	case RUN_SOCKET:
@@ -80,6 +82,8 @@ static error_t parse_run_option(int key, char *arg, struct argp_state *state)
 		run->mergeable = true;
 		break;
 	case RUN_NODE:
+		if (bitmap_parse_list(arg, map, 64) || !map[0])
+			argp_error(state, "'%s' is no list of nodes", arg);
 		run->node = arg;
 		break;
 	case RUN_STRICT:
@@ -130,6 +134,19 @@ static int try_mergeable(arena_t *a)
 	return CTL_DONE;
 }
 
+static int try_nodes(arena_t *a, const char *list)
+{
+	unsigned long nodes = 0;
+	uint64_t map[1] = {0};
+
+	bitmap_parse_list(list, map, 64);
+	nodes = map[0];
+	if (arena_set_mempolicy(a, MPOL_BIND, &nodes, 65) < 0)
+		return ctl_fail("--node %s: %s", list,
+				errno == EINVAL ? "the daemon has no such node" : strerror(errno));
+	return CTL_DONE;
+}
+
 /* A client of the same kind, for a moment. Who may be served is told from the first one. */
 static int look(const struct ctl *c, const struct run *run, bool *served)
 {
@@ -158,7 +175,9 @@ static int look(const struct ctl *c, const struct run *run, bool *served)
 		return CTL_DONE;
 	}
 	*served = true;
-	if (run->mergeable)
+	if (run->node)
+		status = try_nodes(a, run->node);
+	if (!status && run->mergeable)
 		status = try_mergeable(a);
 	arena_close(a);
 	return status;
@@ -233,6 +252,8 @@ static int set_environment(const struct ctl *c, const struct run *run)
 		setenv(ENV "TRAP", run->trap, 1);
 	if (run->min_size)
 		setenv(ENV "MIN_SIZE", run->min_size, 1);
+	if (run->node)
+		setenv(ENV "NODE", run->node, 1);
 	set_flag(ENV "SHARED", run->shared);
 	set_flag(ENV "MERGEABLE", run->mergeable);
 	set_flag(ENV "STRICT", run->strict);
@@ -253,8 +274,6 @@ int verb_run(struct ctl *c, char **args)
 	argp_parse(&run_argp, argc, args, ARGP_IN_ORDER, NULL, &run);
 	if (run.socket)
 		c->socket = run.socket;
-	if (run.node)
-		return ctl_fail("--node: this version has no memory policies");
 	status = look(c, &run, &served);
 	if (!status && served)
 		status = set_environment(c, &run);

@@ -9,7 +9,8 @@
  *   4. its dirty blocks, where a hole would do (punching costs more than 3, but is constant),
  *   5. a wholly free block that another domain caches,
  *   6. part of a pageblock of another type.
- * Zones: the zonelist of the caller's node, each checked against its low watermark. If all
+ * Zones: the zonelist of the caller's node, or of the one that its policy prefers, without the nodes that
+ * it does not allow, each checked against its low watermark. If all
  * refuse: free what the rooms above can free at once, go down to min, undo what keeps
  * memory in the wrong place, wait for kzerod, give up the atomic reserve, fail.
  */
@@ -137,7 +138,7 @@ static bool zone_allowed(const struct alloc_context *ac, const struct zone *z)
 {
 	if ((enum zone_type)z->type > ac->highest || !z->managed)
 		return false;
-	return !(ac->rq->gfp & ARENA_GFP_THISNODE) || z->node == ac->preferred;
+	return ac->nodes >> z->node & 1;
 }
 
 static pfn_t get_page_from_freelist(struct alloc_context *ac, struct zone **zone, enum content *c)
@@ -258,12 +259,11 @@ static void count_numa(struct alloc_context *ac, const struct zone *z)
 
 	if (node == preferred) {
 		node->numa_stat[NUMA_HIT]++;
-		node->numa_stat[NUMA_LOCAL]++;
 	} else {
 		node->numa_stat[NUMA_MISS]++;
-		node->numa_stat[NUMA_OTHER]++;
 		preferred->numa_stat[NUMA_FOREIGN]++;
 	}
+	node->numa_stat[node->id == ac->local ? NUMA_LOCAL : NUMA_OTHER]++;
 }
 
 static void claim_frame(struct alloc_context *ac, pfn_t pfn, bool hole)
@@ -308,6 +308,28 @@ static int finish(struct alloc_context *ac, struct zone *z, pfn_t pfn, enum cont
 	return 0;
 }
 
+static void choose_nodes(struct alloc_context *ac)
+{
+	const struct alloc_request *rq = ac->rq;
+	struct phys *p = ac->p;
+
+	ac->local = ac->preferred = p->cpu_node[rq->cpu % NUMA_MAX_CPUS];
+	ac->nodes = UINT64_MAX;
+	if (rq->gfp & ARENA_GFP_THISNODE) {
+		ac->nodes = UINT64_C(1) << ac->local;
+	} else if (rq->nodes) {
+		struct zone **at = p->node[ac->local].zonelist;
+
+		ac->nodes = rq->nodes;
+		while (*at && !(ac->nodes >> (*at)->node & 1))
+			at++;
+		if (*at)
+			ac->preferred = (*at)->node;
+	} else if (rq->prefer && rq->prefer <= p->nr_nodes) {
+		ac->preferred = rq->prefer - 1;
+	}
+}
+
 int alloc_pages(struct phys *p, const struct alloc_request *rq, struct alloc_result *out)
 {
 	struct alloc_context ac = {
@@ -316,7 +338,6 @@ int alloc_pages(struct phys *p, const struct alloc_request *rq, struct alloc_res
 		.d = rq->domain,
 		.type = gfp_migratetype(rq->gfp),
 		.highest = gfp_zone(rq->gfp),
-		.preferred = p->cpu_node[rq->cpu % NUMA_MAX_CPUS],
 		.ready_only = rq->gfp & GFP_READY_ONLY,
 		.hole_ok = rq->gfp & GFP_HOLE_OK && rq->order >= PAGEBLOCK_ORDER,
 	};
@@ -331,6 +352,7 @@ int alloc_pages(struct phys *p, const struct alloc_request *rq, struct alloc_res
 		return ARENA_E_INVALID;
 	if (faultpoint("phys.page"))
 		return ARENA_E_NO_MEMORY;
+	choose_nodes(&ac);
 	choose_contents(&ac);
 	ac.flags = ac.ready_only ? ALLOC_WMARK_HIGH : ALLOC_WMARK_LOW;
 	pfn = alloc_at_hint(&ac, &z, &c);

@@ -349,7 +349,9 @@ struct alloc_context {
 	struct preference pref, second; /* second: what is left when domain 0 has nothing */
 	enum migratetype type;
 	enum zone_type highest;
-	unsigned preferred; /* node */
+	unsigned local;     /* the CPU's node */
+	unsigned preferred; /* the node whose zonelist is gone through */
+	uint64_t nodes;     /* no others */
 	unsigned flags;     /* ALLOC_* */
 	bool ready_only, hole_ok;
 };

@@ -305,7 +305,10 @@ struct alloc_request {
 	unsigned gfp;
 	unsigned order;
 	unsigned cpu; /* of the caller: gives the preferred node and the per-CPU list */
-	pfn_t hint;   /* take exactly this block if it is free (order >= 9 or order 0); PFN_NONE */
+	/* A policy of whoever asks; ARENA_GFP_THISNODE overrides it. */
+	uint64_t nodes;  /* only these, from the CPU's node by distance; 0: all */
+	unsigned prefer; /* this node plus one instead of the CPU's; 0: the CPU's */
+	pfn_t hint; /* take exactly this block if it is free (order >= 9 or order 0); PFN_NONE */
 	uint32_t owner;          /* one of PG_OWNER */
 	uint32_t mapping, index; /* stored before the claim */
 };

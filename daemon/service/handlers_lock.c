@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* handlers_lock.c - memory that stays and memory that is looked at: mlock, pin, msync, mincore. */
+/* handlers_lock.c - memory that stays, where it comes from, and memory that is looked at: mlock, pin,
+ * set_mempolicy, msync, mincore. */
 #include "daemon/service/internal.h"
 
 #include <string.h>
@@ -29,6 +30,13 @@ int handle_mlockall(struct call *call)
 int handle_munlockall(struct call *call)
 {
 	return vm_munlockall(call->peer->mm);
+}
+
+int handle_set_mempolicy(struct call *call)
+{
+	const Arena__SetMempolicy *m = call->request->set_mempolicy;
+
+	return vm_set_mempolicy(call->peer->mm, m->mode, m->nodes);
 }
 
 int handle_msync(struct call *call)

@@ -90,6 +90,7 @@ static int make_leaf(struct vma *v, struct collapse *c, const struct pte_ref *pm
 	struct alloc_result got;
 	int r = limbo_reserve(mm, ARENA_PTRS_PER_TABLE + 1);
 
+	policy_apply(mm, &rq);
 	if (!r)
 		r = alloc_pages(mm->virt->phys, &rq, &got);
 	if (r)

@@ -142,6 +142,7 @@ static struct cow_job *job_start(struct vma *vma, uint64_t addr, unsigned cpu)
 	j = mem_alloc(sizeof(*j));
 	if (!j)
 		return NULL;
+	policy_apply(mm, &rq);
 	/* Without a block the copy goes by pages, and the frames lie elsewhere. */
 	if (alloc_pages(mm->virt->phys, &rq, &got)) {
 		free(j);
@@ -263,6 +264,7 @@ static int copy_page(struct vma *vma, struct pte_ref *ref, uint64_t addr, unsign
 	if (ref->index && (ref->entry[-1] & ARENA_PTE_PRESENT) &&
 	    !entry_is_zero(mm->virt, ref->entry[-1]))
 		rq.hint = (pfn_t)arena_pte_pfn(ref->entry[-1]) + 1;
+	policy_apply(mm, &rq);
 	r = alloc_pages(mm->virt->phys, &rq, &got);
 	if (r)
 		return r;

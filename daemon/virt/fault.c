@@ -49,6 +49,7 @@ static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn
 		.index = o ? (uint32_t)vma_pgoff(vma, addr) : vma_anon_index(vma, addr),
 	};
 
+	policy_apply(f->mm, &rq);
 	return alloc_pages(f->mm->virt->phys, &rq, out);
 }
 
@@ -346,8 +347,10 @@ static int copy_on_write(struct fault *f, pfn_t from)
 	struct alloc_result got;
 	struct pte_ref ref;
 	uint64_t entry;
-	int r = alloc_pages(v->phys, &rq, &got);
+	int r;
 
+	policy_apply(f->mm, &rq);
+	r = alloc_pages(v->phys, &rq, &got);
 	if (r)
 		return r;
 	memcpy(domain_address(f->mm->domain, got.pfn), domain_address(vma->object->domain, from),

@@ -52,6 +52,7 @@ static int copy_frames(const struct sharing *s, uint64_t addr, pfn_t pfn, unsign
 	struct pte_ref to;
 	int r = pgtable_get(mm, addr, order ? 1 : 0, &to);
 
+	policy_apply(mm, &rq);
 	if (!r)
 		r = alloc_pages(v->phys, &rq, &got);
 	if (r)

@@ -509,6 +509,12 @@ void page_mlock(struct virt *v, pfn_t head, uint32_t n);
 void page_munlock(struct virt *v, pfn_t head, uint32_t n);
 void mm_recover_mlock(struct mm *mm); /* after a crash: the index from the VMAs */
 
+/* ---- policy.c ---- */
+
+bool policy_is_valid(const struct virt *v, const struct arena_mm_header *h);
+/* Frames for this mm come from where its policy says. */
+void policy_apply(const struct mm *mm, struct alloc_request *rq);
+
 /* ---- stack.c ---- */
 
 /* The VMA of addr, a stack grown down to it if there is one below which it lies; NULL. */

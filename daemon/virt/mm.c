@@ -104,6 +104,8 @@ static void inherit_layout(struct arena_mm_header *h, const struct arena_mm_head
 	h->mmap_floor = from->mmap_floor;
 	h->arena_frames = from->arena_frames;
 	h->uses_zero = from->uses_zero;
+	h->policy_nodes = from->policy_nodes;
+	h->policy_mode = from->policy_mode;
 }
 
 int mm_map_files(struct mm *mm)

@@ -114,6 +114,7 @@ int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, ui
 		if (block_is_mapped(mm, *addr, (pfn_t)arg[1], order))
 			return 0;
 	}
+	policy_apply(mm, &rq);
 	r = direct_vma(mm);
 	if (!r)
 		r = alloc_pages(p, &rq, &got);

@@ -82,6 +82,8 @@ static int check_header(const struct recovery *r, struct mm *mm)
 		return mm_damaged(mm, "the flags of new mappings");
 	if (h->uses_zero > 1)
 		return mm_damaged(mm, "whether it maps zeros");
+	if (!policy_is_valid(r->v, h))
+		return mm_damaged(mm, "its policy for memory");
 	if (!h->anon_family)
 		return mm_damaged(mm, "anonymous memory of nobody");
 	/* A number that has been counted to by flushes one at a time. */

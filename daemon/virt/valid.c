@@ -236,6 +236,9 @@ static void check_header(const struct mm *mm, struct counts *c)
 	if (h->magic != ARENA_MM_MAGIC || h->mm_id != mm->id || h->next_seq != mm->posted ||
 	    h->anon_family != mm->anon_family)
 		COMPLAIN(c, "mm %u: header", mm->id);
+	if (!policy_is_valid(mm->virt, h))
+		COMPLAIN(c, "mm %u: policy %u of nodes %llx", mm->id, h->policy_mode,
+			 (unsigned long long)h->policy_nodes);
 	if (mm->record->id != mm->id ||
 	    (mm->record->state != MM_LIVE && mm->record->state != MM_FORKED) ||
 	    mm->record->domain != domain_id(mm->domain))

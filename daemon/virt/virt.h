@@ -216,6 +216,8 @@ int vm_mlock(struct mm *mm, uint64_t addr, uint64_t len, bool onfault);
 int vm_munlock(struct mm *mm, uint64_t addr, uint64_t len);
 int vm_mlockall(struct mm *mm, uint32_t flags); /* MCL_* */
 int vm_munlockall(struct mm *mm);
+/* set_mempolicy(2), for the whole mm. MPOL_DEFAULT, LOCAL, PREFERRED, BIND; others INVALID. */
+int vm_set_mempolicy(struct mm *mm, uint32_t mode, uint64_t nodes);
 /* Is the mapping of addr locked, and to be populated at once? */
 bool mm_wants_populate(const struct mm *mm, uint64_t addr);
 int vm_alloc_pages(struct mm *mm, unsigned gfp, unsigned order, unsigned cpu, uint64_t *addr,

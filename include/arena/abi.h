@@ -159,8 +159,9 @@ struct arena_mm_header {
 	uint32_t record;       /* index of the daemon's record of this address space */
 	uint64_t def_flags;    /* VM_* that new mappings get: mlockall(MCL_FUTURE) */
 	uint32_t uses_zero;    /* the client asked for ARENA_SLOT_ZERO: entries may have it */
-	uint32_t reserved0;
-	uint64_t reserved[44];
+	uint32_t policy_mode;  /* MPOL_* of linux/mempolicy.h */
+	uint64_t policy_nodes; /* of policy_mode, bit by bit: daemon/virt/policy.c */
+	uint64_t reserved[43];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];
 };

@@ -110,6 +110,15 @@ int arena_mlock2(arena_t *a, const void *addr, size_t len, unsigned flags);
 int arena_munlock(arena_t *a, const void *addr, size_t len);
 int arena_mlockall(arena_t *a, int flags);
 int arena_munlockall(arena_t *a);
+/*
+ * set_mempolicy(2), for all memory of this arena_t and of what comes from it by fork(): where frames are taken from that
+ * are allocated from now on; what there is stays. mode: MPOL_DEFAULT, MPOL_LOCAL, MPOL_PREFERRED (the lowest of
+ * the nodes first) or MPOL_BIND (only these) of <linux/mempolicy.h>, without flags. The nodes are arenad's, which may be
+ * simulated. EINVAL: another mode, nodes with a mode that takes none, none with MPOL_BIND, or one that is not
+ * there. Where the nodes of MPOL_BIND have nothing left memory has run out (SIGBUS, ENOMEM). ARENA_GFP_THISNODE is
+ * stronger.
+ */
+int arena_set_mempolicy(arena_t *a, int mode, const unsigned long *nodes, unsigned long maxnode);
 /* brk(2) and sbrk(3) of a heap in the window. It begins where arena_sbrk(a, 0) says at first.
  * ENOMEM: out of the heap's area, RLIMIT_DATA, or as mmap. */
 int arena_brk(arena_t *a, void *end);
@@ -162,7 +171,7 @@ enum arena_gfp {
 	ARENA_GFP_ZERO = 1u << 8,      /* zeroed; frames of another owner always are */
 	ARENA_GFP_ATOMIC = 1u << 9,    /* may dip into the reserves, never waits */
 	ARENA_GFP_NOWARN = 1u << 13,   /* no failure report in the daemon's log */
-	ARENA_GFP_THISNODE = 1u << 21, /* only this CPU's node */
+	ARENA_GFP_THISNODE = 1u << 21, /* only this CPU's node, whatever the policy */
 };
 #define ARENA_MAX_ORDER 10
 

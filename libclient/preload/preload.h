@@ -49,13 +49,14 @@
 
 struct preload_options {
 	enum arena_trap trap;
-	size_t min_size; /* smaller mappings are the kernel's */
-	bool shared;     /* System V and POSIX shared memory are the arena's, too */
-	bool mergeable;  /* MADV_MERGEABLE for all that is served */
-	bool strict;     /* no arena, no program */
-	bool verbose;    /* a line at exit */
-	char name[64];   /* of the program, which may rename itself */
-	char *report;    /* the file it is appended to; NULL: stderr */
+	unsigned long nodes; /* its memory is to come from these; 0: all */
+	size_t min_size;     /* smaller mappings are the kernel's */
+	bool shared;         /* System V and POSIX shared memory are the arena's, too */
+	bool mergeable;      /* MADV_MERGEABLE for all that is served */
+	bool strict;         /* no arena, no program */
+	bool verbose;        /* a line at exit */
+	char name[64];       /* of the program, which may rename itself */
+	char *report;        /* the file it is appended to; NULL: stderr */
 };
 
 struct preload {

@@ -13,6 +13,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bitmap.h"
 #include "base/parse.h"
 #include "base/util.h"
 #include "libclient/internal.h"
@@ -59,7 +61,8 @@ static bool is_set(const char *name)
 static void read_options(struct preload_options *o)
 {
 	const char *trap = secure_getenv(ENV "TRAP"), *size = secure_getenv(ENV "MIN_SIZE");
-	uint64_t bytes;
+	const char *nodes = secure_getenv(ENV "NODE");
+	uint64_t bytes, map[1] = {0};
 
 	o->trap = ARENA_TRAP_AUTO;
 	if (trap && strcmp(trap, "signal") == 0)
@@ -69,6 +72,8 @@ static void read_options(struct preload_options *o)
 	o->min_size = MIN_SIZE_DEFAULT;
 	if (size && parse_size(size, &bytes) == 0)
 		o->min_size = bytes;
+	if (nodes && bitmap_parse_list(nodes, map, 64) == 0)
+		o->nodes = map[0];
 	o->shared = is_set(ENV "SHARED");
 	o->mergeable = is_set(ENV "MERGEABLE");
 	o->strict = is_set(ENV "STRICT");
@@ -104,6 +109,13 @@ static int try_open(enum arena_trap trap, arena_t **out)
 	/* Now, while descriptors and the way to the daemon are there. */
 	arena_window(*out, &base, &size);
 	if (size == 0) {
+		int r = -errno;
+
+		arena_close(*out);
+		return r;
+	}
+	if (preload.options.nodes &&
+	    arena_set_mempolicy(*out, MPOL_BIND, &preload.options.nodes, 65) < 0) {
 		int r = -errno;
 
 		arena_close(*out);
