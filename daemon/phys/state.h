@@ -173,7 +173,7 @@ enum zone_type { ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, NR_ZONE_TYPES };
 #define PG_ISOLATED (1u << 21) /* set aside by kzerod or offlining; index */
 #define PG_MLOCKED (1u << 22)  /* entries of VM_LOCKED VMAs point here: mlock_count; index */
 #define PG_PINNED (1u << 23)   /* arena_pin(): pin_count; index */
-#define PG_DIRTY (1u << 24)     /* of a file: differs from it, or may; the truth of what is unwritten */
+#define PG_DIRTY (1u << 24) /* of a file: differs from it, or may; the truth of what is unwritten */
 #define PG_WRITEBACK (1u << 25) /* PG_DIRTY, and being written; index */
 #define PG_REDIRTY (1u << 26)   /* PG_WRITEBACK, and made writable meanwhile; index */
 #define PG_OWNER (PG_ANON | PG_OBJECT | PG_KERNEL)
@@ -254,8 +254,9 @@ struct object_record {
 	uint32_t domain;
 	uint32_t uid, gid, mode;
 	uint32_t unlinked;
-	uint32_t checksum; /* of id, domain, uid, gid, mode, name, a file's dev and ino: object_checksum() */
-	uint64_t size;     /* bytes */
+	uint32_t
+		checksum; /* of id, domain, uid, gid, mode, name, a file's dev and ino: object_checksum() */
+	uint64_t size; /* bytes */
 	union {
 		uint64_t address; /* common address in all clients */
 		uint64_t dev;     /* of a file: st_dev */

@@ -172,7 +172,7 @@ static const char *vma_name(const struct vma *v)
 {
 	if (v->flags & VM_DIRECT)
 		return "[direct]";
-	if (v->object && v->object->kind == OBJECT_SEGMENT)
+	if (v->object && v->object->kind != OBJECT_ANON)
 		return v->object->record->name;
 	if (v->start < v->mm->header->brk && v->end > v->mm->header->start_brk)
 		return "[heap]";
