@@ -588,6 +588,10 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 	state_event(mm->virt->state, EV_PGFAULT, 1);
 	r = fault_handle(mm, addr, access, cpu, refusal);
 	/* Linux would kill somebody for memory here; the program hears of it as of a bad disk. */
+	if (r == ARENA_E_NO_MEMORY && virt_has_files(mm->virt)) {
+		virt_flush_collect(mm->virt);
+		r = fault_handle(mm, addr, access, cpu, refusal);
+	}
 	if (r != ARENA_E_NO_MEMORY)
 		return r;
 	/* What is taken from mappings is free when they are flushed: once more then. */

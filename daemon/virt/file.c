@@ -271,7 +271,7 @@ static int add_page(struct file_io *io, uint64_t pgoff, unsigned cpu)
 	struct object *o = io->object;
 	struct alloc_request rq = {
 		.domain = o->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | (io->nr ? ARENA_GFP_NOWARN : 0),
+		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | ARENA_GFP_NOWARN,
 		.cpu = cpu,
 		.hint = io->nr ? io->pfn[io->nr - 1] + 1 : PFN_NONE,
 		.owner = PG_OBJECT,

@@ -114,6 +114,8 @@ int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode m
 		r = populate_step(&p);
 	if (!r)
 		*next = MIN(p.addr, p.end);
+	if (r == ARENA_E_NO_MEMORY && virt_has_files(mm->virt))
+		virt_flush_collect(mm->virt);
 	if (r == ARENA_E_NO_MEMORY && files_shrink(mm->virt))
 		return ARENA_E_AGAIN;
 	return r;
