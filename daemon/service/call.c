@@ -408,6 +408,12 @@ int call_later_io(struct later *l)
 	return answer_later(l);
 }
 
+int call_redo_io(struct later *l)
+{
+	l->redo = true;
+	return answer_later(l);
+}
+
 int call_wait_io(struct call *call)
 {
 	struct later *l = later_create(call);
@@ -440,13 +446,16 @@ static void serve_again(struct peer *p, uint32_t mailbox, uint64_t id);
 /* What it waited for is there, or never will be: it finds out. Its request is where it was. */
 static void later_redo(struct later *l)
 {
-	struct virt *v = l->call.peer->service->machine->virt;
+	struct service *s = l->call.peer->service;
+	struct virt *v = s->machine->virt;
 
 	/* The first try may have taken something away. */
 	if (l->call.mailbox != CALL_SOCKET)
 		l->call.peer->unflushed |= UINT64_C(1) << l->call.mailbox;
 	virt_io_retry(v, &l->io);
+	s->redoing = true;
 	serve_again(l->call.peer, l->call.mailbox, l->call.id);
+	s->redoing = false;
 	virt_io_retry(v, NULL);
 }
 
@@ -465,7 +474,7 @@ bool service_answer_finished(struct service *s)
 			later_redo(l);
 		} else {
 			serving_begin(&l->call);
-			call_answer(&l->call, l->quiet ? 0 : l->io.error);
+			call_answer(&l->call, l->io.error);
 		}
 		later_drop(l);
 		any = true;

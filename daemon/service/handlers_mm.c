@@ -108,25 +108,26 @@ int handle_munmap(struct call *call)
 	const Arena__Munmap *m = call->request->munmap;
 	uint64_t len = m->length;
 
+	struct service *s = call->peer->service;
 	struct mm *mm = call->peer->mm;
 	struct later *l;
-	int r;
 
 	if (!len || !page_aligned(m->address) || !round_range(m->address, &len))
 		return ARENA_E_INVALID;
-	if (!virt_has_files(call->peer->service->machine->virt))
+	/*
+	 * What is written to files is in them before anything is unmapped: so a worker that follows in the
+	 * middle finds it to do. How writing went is not munmap's to tell.
+	 */
+	if (!virt_has_files(s->machine->virt) || s->redoing)
 		return vm_munmap(mm, m->address, len);
 	l = later_create(call);
 	if (!l)
 		return -ENOMEM;
 	vm_write_back(mm, m->address, len, &l->io);
-	r = vm_munmap(mm, m->address, len);
-	/* How writing went is not munmap's to tell. */
-	l->quiet = true;
-	if (!r && l->io.pending)
-		return call_later_io(l);
+	if (l->io.pending)
+		return call_redo_io(l);
 	later_drop(l);
-	return r;
+	return vm_munmap(mm, m->address, len);
 }
 
 int handle_mprotect(struct call *call)

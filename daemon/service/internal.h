@@ -245,7 +245,6 @@ struct later {
 	struct call call;
 	struct event *deadline;
 	bool finished;
-	bool quiet; /* io's error is nobody's to hear */
 	bool redo;  /* served again instead, when io is over */
 };
 struct later *later_create(struct call *call);
@@ -254,6 +253,8 @@ int call_later(struct later *l);
 /* The same, for a call that waits for files, however long they take: l->io is handed to the operation, and
  * its error answered. */
 int call_later_io(struct later *l);
+/* The same, and the call is served once more then (service.redoing). */
+int call_redo_io(struct later *l);
 /* An operation answered ARENA_E_WAIT_IO: have the call served again when that is over. */
 int call_wait_io(struct call *call);
 /* Answer the calls whose wait is over. True: there were some. */
@@ -327,6 +328,7 @@ struct service {
 		unsigned lines, dropped;
 	} warned;
 	/* One request is decoded at a time. */
+	bool redoing;  /* the call being served has waited for files, and is served once more */
 	int packet_fd; /* that came with it, ours; -1: none */
 	char packet[ARENA_SOCKET_MAX_MESSAGE];
 	char frame[FRAME_ARENA_SOCKET];
