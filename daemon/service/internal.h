@@ -245,7 +245,7 @@ struct later {
 	struct call call;
 	struct event *deadline;
 	bool finished;
-	bool redo;  /* served again instead, when io is over */
+	bool redo; /* served again instead, when io is over */
 };
 struct later *later_create(struct call *call);
 struct later *later_drop(struct later *l);
