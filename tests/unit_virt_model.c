@@ -5,6 +5,7 @@
  *
  * ARENA_TEST_SEED repeats a run, ARENA_TEST_OPS sets its length (60000).
  */
+#include "tests/sanitized.h"
 #include "tests/virt_world.h"
 #include "tests/virt_world_calls.h"
 #include "tests/virt_world_fork.h"
