@@ -35,6 +35,26 @@ int os_punch_hole(int fd, uint64_t offset, uint64_t len);
 /* Bytes of the file that the host has backed (st_blocks). */
 int os_file_backed(int fd, uint64_t *bytes);
 
+/* ---- files of others ---- */
+
+struct os_file_id {
+	uint64_t dev, ino, size;
+	bool regular;
+};
+/* What a descriptor is open on, as far as that is known without asking a server. 0, -errno. */
+int os_file_id(int fd, struct os_file_id *id);
+int os_file_size(int fd, uint64_t *size); /* the same */
+/* O_* that it is open with (F_GETFL), -errno. */
+int os_file_flags(int fd);
+/* F_SEAL_*; 0 where there can be none. */
+unsigned os_file_seals(int fd);
+/* Where it is, shortened at the front to fit: for showing only. */
+void os_file_path(int fd, char *path, size_t size);
+/* pread(2), pwrite(2), fdatasync(2), whatever O_APPEND and O_DIRECT say. Wait; not signal-safe. */
+ssize_t os_file_read(int fd, void *to, size_t n, uint64_t offset);
+ssize_t os_file_write(int fd, const void *from, size_t n, uint64_t offset);
+int os_file_sync(int fd);
+
 /* ---- mappings ---- */
 
 enum os_map_flags {

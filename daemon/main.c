@@ -81,6 +81,7 @@ static int serve_until_told(struct service *s, const struct machine *m, const st
 	if (m->restart)
 		leave("ends for the next worker", EXIT_RESTART);
 	store_notify("STOPPING=1");
+	virt_files_write_all(m->virt);
 	/* Is this a stop or a restart? systemd knows: it closes what it keeps, or hands it to the next
 	 * worker. */
 	if (store_kept() && !store_supervisor())

@@ -105,7 +105,16 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 	mmap_request.flags = (uint32_t)args->flags;
 	mmap_request.segment = args->segment;
 	mmap_request.offset = args->off;
-	r = address_call(a, &request, pages, &address, &locked);
+	if (args->segment || args->flags & MAP_ANONYMOUS) {
+		r = address_call(a, &request, pages, &address, &locked);
+	} else {
+		mmap_request.file = 1;
+		r = client_file_call(a, &request, args->file, &address, &locked);
+		if (r == 0 && !client_in_window(a, address, pages))
+			r = -EPROTO;
+		if (r == 0)
+			flush_before_use(a);
+	}
 	if (r < 0)
 		return r;
 	/* As mmap(2): that it could not be populated is no failure of the mapping. */
@@ -123,12 +132,12 @@ int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
 void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd, off_t off)
 {
 	struct mmap_args args = {
-		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off};
+		.addr = addr, .len = len, .prot = prot, .flags = flags, .off = off, .file = fd};
 	void *out;
 	int r = client_enter_attached(a);
 
-	if (r == 0 && !(flags & MAP_ANONYMOUS))
-		r = fd == -1 ? -EBADF : -ENODEV;
+	if (r == 0 && !(flags & MAP_ANONYMOUS) && fd < 0)
+		r = -EBADF;
 	if (r == 0 && (fd != -1 || off != 0) && (flags & MAP_ANONYMOUS))
 		r = -EINVAL;
 	if (r == 0)

@@ -17,7 +17,8 @@ struct mmap_args {
 	size_t len;
 	int prot, flags;
 	off_t off;
-	uint32_t segment; /* 0: anonymous */
+	uint32_t segment; /* 0: anonymous, or of `file` */
+	int file;         /* a descriptor of the program's, where flags do not say MAP_ANONYMOUS */
 };
 
 /* As the daemon's enum populate_mode. */
@@ -37,6 +38,10 @@ int client_populate(struct arena *a, uint64_t start, uint64_t len, enum populate
 
 /* A call whose answer is only whether it worked: 0, or -1 and errno. */
 int client_plain_call(struct arena *a, Arena__Request *request);
+
+/* The call of a request that carries the program's descriptor: what address_call() has for others. */
+int client_file_call(struct arena *a, Arena__Request *request, int fd, uint64_t *address,
+		     bool *locked);
 
 /* The arena is attached. 0 and *out, or -errno. */
 int client_mmap(struct arena *a, const struct mmap_args *args, void **out);

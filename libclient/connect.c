@@ -177,8 +177,8 @@ static int send_packet(struct arena *a, int sock, const struct sock_buffer *b, u
 {
 	int r;
 
-	while ((r = frame_send_flags(sock, b->packet, b->len, NULL, 0, FRAME_DONTWAIT)) ==
-	       -EAGAIN) {
+	while ((r = frame_send_flags(sock, b->packet, b->len, &b->fd, b->fd >= 0,
+				     FRAME_DONTWAIT)) == -EAGAIN) {
 		r = await_socket(a, sock, POLLOUT, deadline);
 		if (r < 0)
 			return r;
@@ -236,6 +236,7 @@ static ssize_t receive_packet(struct arena *a, int sock, struct sock_buffer *b, 
 int sock_pack(Arena__Request *request, struct sock_buffer *b)
 {
 	b->id = request->id;
+	b->fd = -1;
 	return frame_pack_request(request, b->packet, sizeof(b->packet), &b->len);
 }
 
@@ -427,8 +428,8 @@ static ssize_t run_call(struct arena *a, struct socket_job *j)
 	return j->result;
 }
 
-int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
-		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds)
+static int call_with(struct arena *a, Arena__Request *request, int fd, struct sock_buffer *b,
+		     Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds)
 {
 	struct socket_job job = {
 		.b = b,
@@ -445,6 +446,7 @@ int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 	r = sock_pack(request, b);
 	if (r < 0)
 		return r;
+	b->fd = fd;
 	n = run_call(a, &job);
 	if (n < 0)
 		return (int)n;
@@ -456,6 +458,18 @@ int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 	if ((*reply)->flush_seq && load_acquire(&a->attached))
 		client_flush_upto(a, (*reply)->flush_seq, false);
 	return r;
+}
+
+int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
+		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds)
+{
+	return call_with(a, request, -1, b, reply, fds, max_fds, nr_fds);
+}
+
+int socket_call_with(struct arena *a, Arena__Request *request, int fd, struct sock_buffer *b,
+		     Arena__Reply **reply)
+{
+	return call_with(a, request, fd, b, reply, NULL, 0, NULL);
 }
 
 int connect_daemon(struct arena *a, const char *path)

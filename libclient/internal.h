@@ -12,7 +12,7 @@
  *   trap.h          a miss: refill or FAULT; by SIGSEGV or by userfaultfd
  *   agent.h         where descriptors are that the program cannot close
  *   sigchain.c      the program's own SIGSEGV and SIGBUS actions
- *   calls.c calls_lock.c shm.c pages.c attr.c   the public calls
+ *   calls.c calls_lock.c file.c shm.c pages.c attr.c   the public calls
  *   fork.c          a copy of all this for the child of fork(); catch.h, bare.h: how it is there in time
  *   join.c          pthread_join() where a thread's stack may move
  *   own.h           memory that is not the program's heap
@@ -159,6 +159,7 @@ enum { FD_MM, FD_CHANNEL, FD_DOORBELL, FD_ARENA, NR_ATTACH_FDS };
 struct sock_buffer {
 	uint64_t id;
 	size_t len;
+	int fd;                                /* goes with the request; -1: none */
 	char packet[ARENA_SOCKET_MAX_MESSAGE]; /* the request, to be sent again if need be */
 	char reply[ARENA_SOCKET_MAX_MESSAGE];
 	char arena[FRAME_ARENA_SOCKET];
@@ -171,6 +172,9 @@ int connect_daemon(struct arena *a, const char *path);
  */
 int socket_call(struct arena *a, Arena__Request *request, struct sock_buffer *b,
 		Arena__Reply **reply, int *fds, unsigned max_fds, unsigned *nr_fds);
+/* The same for a request that carries a descriptor, which stays the caller's. */
+int socket_call_with(struct arena *a, Arena__Request *request, int fd, struct sock_buffer *b,
+		     Arena__Reply **reply);
 /* The same descriptor at a high number, out of the program's way; `fd` is consumed. */
 int client_high_fd(int fd);
 uint32_t client_umask(void);

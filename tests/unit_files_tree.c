@@ -24,7 +24,8 @@ static void test_directories(void **state __unused_)
 	assert_text("proc/sys/", "vm/\n");
 	assert_text("//proc//sys/vm/",
 		    "min_free_kbytes\nwatermark_scale_factor\npercpu_pagelist_high_fraction\n"
-		    "max_map_count\novercommit_memory\novercommit_ratio\novercommit_kbytes\n"
+		    "dirty_writeback_centisecs\ndirty_expire_centisecs\nmax_map_count\novercommit_"
+		    "memory\novercommit_ratio\novercommit_kbytes\n"
 		    "admin_reserve_kbytes\nuser_reserve_kbytes\n");
 	assert_text("proc", "meminfo\nvmstat\nbuddyinfo\nzoneinfo\npagetypeinfo\nsys/\n");
 	assert_text("sys/devices/system/node", "possible\nonline\nhas_cpu\nhas_memory\n"

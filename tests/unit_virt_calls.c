@@ -326,12 +326,13 @@ static void test_mincore_msync(void **state)
 	memset(vec, 0, sizeof(vec));
 	assert_int_equal(vm_mincore(c->mm, shared, PAGE(1), vec, 24, &next), 0);
 	assert_int_equal(vec[0], 1);
-	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_SYNC), 0);
-	assert_int_equal(vm_msync(c->mm, at, PAGE(21), MS_SYNC), ARENA_E_NOT_MAPPED);
-	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_SYNC | MS_ASYNC), ARENA_E_INVALID);
+	struct io_wait wait = {0};
+	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_SYNC, &wait), 0);
+	assert_int_equal(vm_msync(c->mm, at, PAGE(21), MS_SYNC, &wait), ARENA_E_NOT_MAPPED);
+	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_SYNC | MS_ASYNC, &wait), ARENA_E_INVALID);
 	assert_int_equal(vm_mlock(c->mm, at, PAGE(1), true), 0);
-	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_INVALIDATE), ARENA_E_BUSY);
-	assert_int_equal(vm_msync(c->mm, at + PAGE(1), PAGE(19), MS_INVALIDATE), 0);
+	assert_int_equal(vm_msync(c->mm, at, PAGE(20), MS_INVALIDATE, &wait), ARENA_E_BUSY);
+	assert_int_equal(vm_msync(c->mm, at + PAGE(1), PAGE(19), MS_INVALIDATE, &wait), 0);
 }
 
 int main(void)

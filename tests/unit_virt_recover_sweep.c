@@ -7,7 +7,7 @@
  *
  * A loop of thousands of equal stores is not worth thousands of deaths: of each place in the code that a
  * step of the scenario reaches, the first store is the last of a worker, and some of the others, at
- * random. ARENA_TEST_SWEEP=all takes every one, ARENA_TEST_DEATH=1234,56 runs one trial: death at
+ * random. ARENA_TEST_SWEEP=all takes every one, ARENA_TEST_STEP=16 only those of one step, ARENA_TEST_DEATH=1234,56 runs one trial: death at
  * store 1234, and at the next worker's 56th. ARENA_TEST_SEED repeats the random part, ARENA_TEST_OPS
  * sets its length.
  */
@@ -521,13 +521,12 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,  step_anon,       step_split,    step_protect,  step_fixed,
-	step_shared, step_segment,    step_cow,      step_ack,      step_own_segment,
-	step_zero,   step_pfn,        step_truncate, step_pages,    step_ack,
-	step_advice, step_populate,   step_hole,     step_late_ack, step_mremap,
-	step_heap,   step_lock,       step_policy,   step_pin,      step_collapse,
-	step_fork,   step_cow_calls,  step_snapshot, step_close,    step_unmap,
-	step_death,  step_new_client, step_ack,      step_end,
+	step_start,    step_anon,     step_split,      step_protect,     step_fixed,    step_shared,
+	step_segment,  step_cow,      step_ack,        step_own_segment, step_zero,     step_pfn,
+	step_truncate, step_pages,    step_ack,        step_advice,      step_populate, step_hole,
+	step_file,     step_late_ack, step_mremap,     step_heap,        step_lock,     step_policy,
+	step_pin,      step_collapse, step_fork,       step_cow_calls,   step_snapshot, step_close,
+	step_unmap,    step_death,    step_new_client, step_ack,         step_end,
 };
 
 static void scenario_up(void)
@@ -566,6 +565,7 @@ struct survey {
 	struct {
 		uint32_t store;
 		bool first; /* of its place */
+		uint16_t step;
 	} point[MAX_POINTS];
 };
 static struct survey *survey;
@@ -591,6 +591,7 @@ static void survey_store(uintptr_t site)
 		return;
 	assert_true(survey->nr < MAX_POINTS);
 	survey->point[survey->nr].store = (uint32_t)truth_stores;
+	survey->point[survey->nr].step = (uint16_t)step_now;
 	survey->point[survey->nr++].first = sites[i].n == 1;
 }
 
@@ -598,7 +599,10 @@ static void survey_store(uintptr_t site)
 static bool worth_a_death(uint64_t i)
 {
 	const unsigned slow = TEST_SANITIZED ? 24 : 6;
+	const char *step = getenv("ARENA_TEST_STEP");
 
+	if (step && survey->point[i].step != strtoul(step, NULL, 0))
+		return false;
 	return getenv("ARENA_TEST_SWEEP") || below(survey->point[i].first ? slow : 8 * slow) == 0;
 }
 

@@ -340,8 +340,16 @@ static inline struct mm *crash_mm_destroy(struct mm *mm)
 static int crash_do_mmap(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
+	struct vm_mmap_args args = *(const struct vm_mmap_args *)k->in;
+	int fd = args.file ? dup(*args.file) : -1, r;
 
-	return vm_mmap(mm, k->in, &k->a);
+	/* Each time the request is looked at, its descriptor comes anew. */
+	if (args.file)
+		args.file = &fd;
+	r = vm_mmap(mm, &args, &k->a);
+	if (fd >= 0)
+		close(fd);
+	return r;
 }
 
 static inline int crash_vm_mmap(struct mm *mm, const struct vm_mmap_args *args, uint64_t *out)
@@ -645,6 +653,54 @@ static inline void crash_virt_flush_collect(struct virt *v)
 	crash_run(crash_do_collect_all, NULL, NULL, 0, false);
 }
 
+static int crash_do_msync(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+	struct io_wait *wait = k->out;
+
+	*wait = (struct io_wait){0};
+	return vm_msync(mm, k->a, k->b, k->e, wait);
+}
+
+static inline int crash_vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags,
+				 struct io_wait *wait)
+{
+	struct crash_args k = {.a = addr, .b = len, .e = flags, .out = wait};
+
+	return crash_run(crash_do_msync, mm, &k, sizeof(k), false);
+}
+
+static int crash_do_files(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+
+	(void)mm;
+	if (k->a)
+		virt_files_tick(crash.m->virt, k->a);
+	else
+		virt_files_collect(crash.m->virt);
+	return 0;
+}
+
+static inline bool crash_virt_files_collect(struct virt *v)
+{
+	struct crash_args k = {0};
+
+	(void)v;
+	return crash_run(crash_do_files, NULL, &k, sizeof(k), false);
+}
+
+static inline void crash_virt_files_tick(struct virt *v, uint64_t now)
+{
+	struct crash_args k = {.a = now};
+
+	(void)v;
+	crash_run(crash_do_files, NULL, &k, sizeof(k), false);
+}
+
+#define vm_msync crash_vm_msync
+#define virt_files_collect crash_virt_files_collect
+#define virt_files_tick crash_virt_files_tick
 #define mm_create crash_mm_create
 #define mm_adopt crash_mm_adopt
 #define mm_destroy crash_mm_destroy

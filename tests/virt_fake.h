@@ -306,15 +306,26 @@ static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint3
 	unsigned level, tries;
 	int r;
 
+	struct io_wait wait = {0};
+
 	*refusal = (struct fault_refusal){0};
-	for (tries = 0; tries < 3; tries++) {
+	for (tries = 0; tries < 5; tries++) {
 		uint64_t e = client_walk(c, addr, &level);
 
 		if (client_permits(e, access)) {
 			client_refill(c, addr, e, level);
 			return client_frame(c, addr);
 		}
+		/* As the service, which serves the call again when its file was read. */
+		virt_io_retry(c->m->virt, &wait);
 		r = vm_fault(c->mm, addr, access, cpu, refusal);
+		virt_io_retry(c->m->virt, NULL);
+		if (r == ARENA_E_WAIT_IO) {
+			wait = (struct io_wait){0};
+			virt_io_wait(c->m->virt, &wait);
+			virt_files_collect(c->m->virt);
+			r = 0;
+		}
 		if (r == ARENA_E_AGAIN) {
 			client_ack(c, mm_flush_posted(c->mm));
 			r = 0;

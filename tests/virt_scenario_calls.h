@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * virt_scenario_calls.h - steps of unit_virt_recover_sweep.c's scenario: mremap, the heap, mlock, pins, holes,
- * collapse, fork and snapshot, so that a worker dies in each of their stores.
+ * mapped files, collapse, fork and snapshot, so that a worker dies in each of their stores.
  */
 #ifndef TESTS_VIRT_SCENARIO_CALLS_H
 #define TESTS_VIRT_SCENARIO_CALLS_H
 
 #include <linux/mempolicy.h>
+
+#include "tests/virt_file.h"
 
 static void move(struct mclient *mc, uint64_t old, uint64_t old_len, uint64_t to, uint64_t new_len,
 		 uint32_t flags)
@@ -129,6 +131,73 @@ static void step_hole(void)
 	punch(A, s.seg, LEAF(1)); /* all of it */
 	put(C, s.seg_c + PAGE(1));
 	get(A, s.seg + PAGE(1));
+}
+
+/* msync(2), made again where a worker dies in it. */
+static void sync_file(struct mclient *mc, uint64_t at, uint64_t len)
+{
+	struct io_wait wait;
+	unsigned deaths;
+
+	do {
+		assert_int_equal(vm_msync(mc->c->mm, at, len, MS_SYNC, &wait), 0);
+		deaths = crash.deaths;
+		while (deaths == crash.deaths && wait.pending) {
+			ack(A, true);
+			ack(B, true);
+			if (deaths == crash.deaths)
+				virt_files_collect(w.m.virt);
+		}
+	} while (deaths != crash.deaths);
+	assert_int_equal(wait.error, 0);
+}
+
+/* Not in the model: it is gone when the step ends, and what is in the file says whether it is right. */
+static void step_file(void)
+{
+	int fd = file_make(PAGE(12) + 100);
+	uint64_t at, own, there, i;
+	struct fault_refusal refusal;
+
+	at = file_map(A->c, fd, PAGE(14), PROT_RW, MAP_SHARED);
+	own = file_map(A->c, fd, PAGE(14), PROT_RW, MAP_PRIVATE);
+	for (i = 0; i < 12; i++)
+		assert_int_equal(*client_read(A->c, at + PAGE(i)), file_byte(PAGE(i)));
+	*client_write(A->c, at + PAGE(1)) = 1;
+	*client_write(A->c, at + PAGE(3)) = 2;
+	*client_write(A->c, own + PAGE(2)) = 3;
+	there = file_map(B->c, fd, PAGE(14), PROT_RW, MAP_SHARED);
+	assert_int_equal(*client_read(B->c, there + PAGE(1)), 1);
+	*client_write(B->c, there + PAGE(1)) = 4;
+	sync_file(A, at, PAGE(4));
+	assert_int_equal(file_get(fd, PAGE(1)), 4);
+	assert_int_equal(file_get(fd, PAGE(2)), file_byte(PAGE(2)));
+	assert_int_equal(file_get(fd, PAGE(3)), 2);
+	*client_write(A->c, at + PAGE(1)) = 5;
+	*client_write(B->c, there + PAGE(12) + 99) = 6;
+	*client_write(A->c, at + PAGE(9)) = 7;
+	/* Its end moves, below what is dirty. */
+	assert_int_equal(ftruncate(fd, (off_t)PAGE(8)), 0);
+	virt_files_tick(w.m.virt, clock_now() + 6 * NSEC_PER_SEC);
+	assert_null(client_access(A->c, at + PAGE(9), PROT_READ, 0, &refusal));
+	assert_int_equal(refusal.signo, SIGBUS);
+	assert_int_equal(vm_munmap(A->c->mm, at, PAGE(14)), 0);
+	*client_write(B->c, there + PAGE(7)) = 8;
+	assert_int_equal(*client_read(A->c, own + PAGE(2)), 3);
+	assert_int_equal(vm_munmap(A->c->mm, own, PAGE(14)), 0);
+	/* The last mapping ends: nobody waits for it. */
+	assert_int_equal(vm_munmap(B->c->mm, there, PAGE(14)), 0);
+	ack(A, true);
+	ack(B, true);
+	while (virt_has_files(w.m.virt)) {
+		virt_files_collect(w.m.virt);
+		ack(A, true);
+		ack(B, true);
+	}
+	assert_int_equal(file_get(fd, PAGE(1)), 5);
+	assert_int_equal(file_get(fd, PAGE(7)), 8);
+	assert_int_equal(lseek(fd, 0, SEEK_END), (off_t)PAGE(8));
+	close(fd);
 }
 
 static void step_collapse(void)

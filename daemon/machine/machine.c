@@ -2,7 +2,7 @@
 /*
  * machine.c - boot and shutdown, in one order and its reverse:
  *
- *	configuration -> topology -> phys (with the state file) -> virt -> kzerod
+ *	configuration -> topology -> phys (with the state file) -> virt -> kzerod, threads for files
  *
  * or, where an earlier worker left its state with the keeper, over that (recover.c).
  *
@@ -213,6 +213,9 @@ static int boot(struct machine *m, const struct machine_config *config, const st
 	r = kzerod_start(m->phys);
 	if (r)
 		return fail(why, r, "cannot start kzerod: %s", error_text(r));
+	r = virt_files_start(m->virt);
+	if (r)
+		return fail(why, r, "cannot read and write files: %s", error_text(r));
 	return 0;
 }
 
@@ -236,6 +239,9 @@ void machine_shutdown(struct machine *m)
 {
 	if (m->phys) {
 		kzerod_stop(m->phys);
+		/* Nobody maps them any more. */
+		if (m->virt)
+			virt_files_stop(m->virt);
 		ASSERT_VALID(!m->virt || machine_is_valid(m));
 		m->virt = m->virt ? virt_destroy(m->virt) : NULL;
 		/* Whatever clients did, what they had came back. */

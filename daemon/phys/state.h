@@ -173,6 +173,9 @@ enum zone_type { ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, NR_ZONE_TYPES };
 #define PG_ISOLATED (1u << 21) /* set aside by kzerod or offlining; index */
 #define PG_MLOCKED (1u << 22)  /* entries of VM_LOCKED VMAs point here: mlock_count; index */
 #define PG_PINNED (1u << 23)   /* arena_pin(): pin_count; index */
+#define PG_DIRTY (1u << 24) /* of a file: differs from it, or may; the truth of what is unwritten */
+#define PG_WRITEBACK (1u << 25) /* PG_DIRTY, and being written; index */
+#define PG_REDIRTY (1u << 26)   /* PG_WRITEBACK, and made writable meanwhile; index */
 #define PG_OWNER (PG_ANON | PG_OBJECT | PG_KERNEL)
 
 /*
@@ -244,17 +247,24 @@ struct domain_record {
 #define STATE_MAX_OBJECTS 65536u
 #define STATE_MAX_MMS 16384u
 
-/* A segment or shared anonymous object. */
+/* A segment, shared anonymous memory or the cached pages of a file, whose name is for showing. */
 struct object_record {
 	uint32_t id;
 	uint32_t kind; /* 0: free; enum object_kind of daemon/virt; the record's truth */
 	uint32_t domain;
 	uint32_t uid, gid, mode;
 	uint32_t unlinked;
-	uint32_t checksum; /* of id, domain, uid, gid, mode, name: object_checksum() */
-	uint64_t size;     /* bytes */
-	uint64_t address;  /* common address in all clients */
-	uint64_t span;     /* bytes of address space set aside at `address` */
+	uint32_t
+		checksum; /* of id, domain, uid, gid, mode, name, a file's dev and ino: object_checksum() */
+	uint64_t size; /* bytes */
+	union {
+		uint64_t address; /* common address in all clients */
+		uint64_t dev;     /* of a file: st_dev */
+	};
+	union {
+		uint64_t span; /* bytes of address space set aside at `address` */
+		uint64_t ino;  /* of a file: st_ino */
+	};
 	char name[256];
 };
 

@@ -261,6 +261,12 @@ static bool answered_once(struct call *call)
 	return true;
 }
 
+/* Only one request is worth a descriptor. */
+static bool wants_descriptor(const Arena__Request *request)
+{
+	return request->call_case == ARENA__REQUEST__CALL_MMAP && request->mmap->file;
+}
+
 static int call_dispatch(struct call *call, const struct method *m)
 {
 	struct peer *p = call->peer;
@@ -295,6 +301,11 @@ void call_serve(struct peer *p, uint32_t mailbox, uint64_t id, const void *bytes
 	if (mailbox == CALL_SOCKET)
 		call.id = r ? 0 : request->id;
 	serving_begin(&call);
+	if (mailbox == CALL_SOCKET && s->packet_fd >= 0 && (r || !wants_descriptor(request))) {
+		peer_refuse(p, "it sent descriptors");
+		call_end(&call);
+		return;
+	}
 	if (r) {
 		call_bad(&call, "a message that does not decode");
 		return;
@@ -341,6 +352,11 @@ static void later_deadline(evutil_socket_t fd, short what, void *data)
 	later_finish(l);
 }
 
+static void later_io_done(struct io_wait *w)
+{
+	later_finish(container_of(w, struct later, io));
+}
+
 struct later *later_create(struct call *call)
 {
 	struct later *l = mem_alloc(sizeof(*l));
@@ -350,6 +366,7 @@ struct later *later_create(struct call *call)
 	l->call = *call;
 	l->call.request = NULL;
 	l->wait.done = later_done;
+	l->io.done = later_io_done;
 	l->deadline = evtimer_new(call->peer->service->base, later_deadline, l);
 	if (!l->deadline) {
 		free(l);
@@ -367,9 +384,45 @@ struct later *later_drop(struct later *l)
 		TAILQ_REMOVE(&l->call.peer->service->finished, l, finished_link);
 	else if (l->wait.pending)
 		flush_wait_cancel(&l->wait);
+	if (l->io.pending)
+		io_wait_cancel(&l->io);
 	event_free(l->deadline);
 	free(l);
 	return NULL;
+}
+
+static int answer_later(struct later *l)
+{
+	struct peer *p = l->call.peer;
+
+	LIST_INSERT_HEAD(&p->later, l, link);
+	if (l->call.mailbox != CALL_SOCKET)
+		p->unanswered |= UINT64_C(1) << l->call.mailbox;
+	else
+		peer_packet_later(p);
+	return CALL_LATER;
+}
+
+int call_later_io(struct later *l)
+{
+	return answer_later(l);
+}
+
+int call_redo_io(struct later *l)
+{
+	l->redo = true;
+	return answer_later(l);
+}
+
+int call_wait_io(struct call *call)
+{
+	struct later *l = later_create(call);
+
+	if (!l)
+		return -ENOMEM;
+	l->redo = true;
+	virt_io_wait(call->peer->service->machine->virt, &l->io);
+	return answer_later(l);
 }
 
 int call_later(struct later *l)
@@ -385,12 +438,25 @@ int call_later(struct later *l)
 		later_drop(l);
 		return -ENOMEM;
 	}
-	LIST_INSERT_HEAD(&p->later, l, link);
+	return answer_later(l);
+}
+
+static void serve_again(struct peer *p, uint32_t mailbox, uint64_t id);
+
+/* What it waited for is there, or never will be: it finds out. Its request is where it was. */
+static void later_redo(struct later *l)
+{
+	struct service *s = l->call.peer->service;
+	struct virt *v = s->machine->virt;
+
+	/* The first try may have taken something away. */
 	if (l->call.mailbox != CALL_SOCKET)
-		p->unanswered |= UINT64_C(1) << l->call.mailbox;
-	else
-		peer_packet_later(p);
-	return CALL_LATER;
+		l->call.peer->unflushed |= UINT64_C(1) << l->call.mailbox;
+	virt_io_retry(v, &l->io);
+	s->redoing = true;
+	serve_again(l->call.peer, l->call.mailbox, l->call.id);
+	s->redoing = false;
+	virt_io_retry(v, NULL);
 }
 
 bool service_answer_finished(struct service *s)
@@ -404,8 +470,12 @@ bool service_answer_finished(struct service *s)
 		LIST_REMOVE(l, link);
 		if (l->call.mailbox != CALL_SOCKET)
 			p->unanswered &= ~(UINT64_C(1) << l->call.mailbox);
-		serving_begin(&l->call);
-		call_answer(&l->call, 0);
+		if (l->redo) {
+			later_redo(l);
+		} else {
+			serving_begin(&l->call);
+			call_answer(&l->call, l->io.error);
+		}
 		later_drop(l);
 		any = true;
 	}

@@ -43,7 +43,16 @@ int handle_msync(struct call *call)
 {
 	const Arena__Msync *m = call->request->msync;
 
-	return vm_msync(call->peer->mm, m->address, m->length, m->flags);
+	struct later *l = later_create(call);
+	int r;
+
+	if (!l)
+		return -ENOMEM;
+	r = vm_msync(call->peer->mm, m->address, m->length, m->flags, &l->io);
+	if (!r && l->io.pending)
+		return call_later_io(l);
+	later_drop(l);
+	return r;
 }
 
 int handle_mincore(struct call *call)
@@ -79,6 +88,8 @@ int handle_pin(struct call *call)
 	if (!page_aligned(m->address) || !round_range(m->address, &len) || m->write > 1)
 		return ARENA_E_INVALID;
 	r = vm_pin(call->peer->mm, m->address, len, m->write, call_cpu(call, m->cpu), &next);
+	if (r == ARENA_E_WAIT_IO)
+		return call_wait_io(call);
 	if (r)
 		return call_flush_again(call, r);
 	CALL_RESULT(call, populate, POPULATE)->next = next;

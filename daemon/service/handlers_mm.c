@@ -9,6 +9,9 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
 
 int handle_fault(struct call *call)
 {
@@ -20,6 +23,8 @@ int handle_fault(struct call *call)
 	if (m->access != PROT_READ && m->access != PROT_WRITE && m->access != PROT_EXEC)
 		return ARENA_E_INVALID;
 	r = vm_fault(call->peer->mm, m->address, m->access, call_cpu(call, m->cpu), &refusal);
+	if (r == ARENA_E_WAIT_IO)
+		return call_wait_io(call);
 	if (r)
 		return call_flush_again(call, r);
 	reply = CALL_RESULT(call, fault, FAULT);
@@ -49,9 +54,16 @@ int handle_mmap(struct call *call)
 		.segment = m->segment,
 		.offset = m->offset,
 	};
+	struct service *s = call->peer->service;
+	_cleanup_(closep) int fd = m->file ? service_take_descriptor(s) : -1;
 	uint64_t addr;
 	int r;
 
+	if (m->file) {
+		if (fd < 0 || args.segment || args.flags & MAP_ANONYMOUS)
+			return ARENA_E_INVALID;
+		args.file = &fd;
+	}
 	if (!args.len || !page_aligned((uint64_t)args.offset))
 		return ARENA_E_INVALID;
 	if (!round_range(args.addr, &args.len))
@@ -59,6 +71,7 @@ int handle_mmap(struct call *call)
 	if (args.offset < 0 || (uint64_t)args.offset > INT64_MAX - MIN(args.len, INT64_MAX))
 		return ARENA_E_OVERFLOW_;
 	r = vm_mmap(call->peer->mm, &args, &addr);
+	virt_file_close(s->machine->virt, TAKE_FD(fd));
 	return r ? r : reply_address(call, addr, addr);
 }
 
@@ -95,9 +108,26 @@ int handle_munmap(struct call *call)
 	const Arena__Munmap *m = call->request->munmap;
 	uint64_t len = m->length;
 
+	struct service *s = call->peer->service;
+	struct mm *mm = call->peer->mm;
+	struct later *l;
+
 	if (!len || !page_aligned(m->address) || !round_range(m->address, &len))
 		return ARENA_E_INVALID;
-	return vm_munmap(call->peer->mm, m->address, len);
+	/*
+	 * What is written to files is in them before anything is unmapped: so a worker that follows in the
+	 * middle finds it to do. How writing went is not munmap's to tell.
+	 */
+	if (!virt_has_files(s->machine->virt) || s->redoing)
+		return vm_munmap(mm, m->address, len);
+	l = later_create(call);
+	if (!l)
+		return -ENOMEM;
+	vm_write_back(mm, m->address, len, &l->io);
+	if (l->io.pending)
+		return call_redo_io(l);
+	later_drop(l);
+	return vm_munmap(mm, m->address, len);
 }
 
 int handle_mprotect(struct call *call)
@@ -150,6 +180,8 @@ int handle_populate(struct call *call)
 	if (len)
 		r = vm_populate(call->peer->mm, m->address, len, (enum populate_mode)m->write,
 				call_cpu(call, m->cpu), &next);
+	if (r == ARENA_E_WAIT_IO)
+		return call_wait_io(call);
 	if (r)
 		return call_flush_again(call, r);
 	/* Not beyond the end that the client knows. */

@@ -141,6 +141,9 @@ void peer_free_event(struct event **ev);
 /* ---- packets --------------------------------------------------------------------- */
 
 void peer_socket_cb(evutil_socket_t fd, short what, void *data);
+/* The descriptor that came with the packet being served; -1: none. The caller's. */
+int service_take_descriptor(struct service *s);
+void service_drop_descriptor(struct service *s);
 /* The packet in the socket is answered, and may go; others may come. */
 void peer_packet_done(struct peer *p);
 /* Read no more until peer_packet_done(). */
@@ -238,13 +241,22 @@ struct later {
 	LIST_ENTRY(later) link;           /* the peer's */
 	TAILQ_ENTRY(later) finished_link; /* the service's, while `finished` */
 	struct flush_wait wait;
+	struct io_wait io;
 	struct call call;
 	struct event *deadline;
 	bool finished;
+	bool redo; /* served again instead, when io is over */
 };
 struct later *later_create(struct call *call);
 struct later *later_drop(struct later *l);
 int call_later(struct later *l);
+/* The same, for a call that waits for files, however long they take: l->io is handed to the operation, and
+ * its error answered. */
+int call_later_io(struct later *l);
+/* The same, and the call is served once more then (service.redoing). */
+int call_redo_io(struct later *l);
+/* An operation answered ARENA_E_WAIT_IO: have the call served again when that is over. */
+int call_wait_io(struct call *call);
 /* Answer the calls whose wait is over. True: there were some. */
 bool service_answer_finished(struct service *s);
 
@@ -288,6 +300,8 @@ struct service {
 	int userfault_device; /* -1: it cannot be had */
 	struct event_base *base;
 	struct event *listen_event, *listen_retry, *kzerod_event, *kzerod_timer, *flush_timer;
+	struct event *files_event, *files_timer;
+	uint64_t files_deadline; /* the timer's; UINT64_MAX: it does not run */
 	struct event *signal_event[3];
 	struct event *watchdog_timer, *supervisor_event;
 	struct peer_list peers;
@@ -314,6 +328,8 @@ struct service {
 		unsigned lines, dropped;
 	} warned;
 	/* One request is decoded at a time. */
+	bool redoing;  /* the call being served has waited for files, and is served once more */
+	int packet_fd; /* that came with it, ours; -1: none */
 	char packet[ARENA_SOCKET_MAX_MESSAGE];
 	char frame[FRAME_ARENA_SOCKET];
 };

@@ -317,11 +317,43 @@ static void kzerod_timer_cb(evutil_socket_t fd, short what, void *data)
 	s->kzerod_waits = false; /* service_settle() looks again */
 }
 
+/* ---- files ----------------------------------------------------------------------- */
+
+static void files_timer_cb(evutil_socket_t fd, short what, void *data)
+{
+	struct service *s = data;
+
+	(void)fd, (void)what;
+	s->files_deadline = UINT64_MAX; /* service_settle() looks again */
+}
+
+/* What was read or written, and what is due; ring when the next is. */
+static void tend_files(struct service *s)
+{
+	struct virt *v = s->machine->virt;
+	uint64_t now, at;
+	struct timeval tv;
+
+	virt_files_collect(v);
+	if (!virt_has_files(v))
+		return;
+	now = clock_now();
+	virt_files_tick(v, now);
+	at = virt_files_deadline(v);
+	if (at >= s->files_deadline)
+		return;
+	tv.tv_sec = (time_t)((at - MIN(at, now)) / NSEC_PER_SEC);
+	tv.tv_usec = (suseconds_t)((at - MIN(at, now)) % NSEC_PER_SEC / NSEC_PER_USEC) + 1;
+	if (evtimer_add(s->files_timer, &tv) == 0)
+		s->files_deadline = at;
+}
+
 /* ---- the loop -------------------------------------------------------------------- */
 
 void service_settle(struct service *s)
 {
 	virt_flush_collect(s->machine->virt);
+	tend_files(s);
 	service_answer_finished(s);
 	tend_kzerod(s);
 	service_reap(s);
@@ -384,7 +416,7 @@ void service_stop(struct service *s)
 
 static void kzerod_cb(evutil_socket_t fd, short what, void *data)
 {
-	(void)fd, (void)what, (void)data; /* service_settle() takes the blocks back */
+	(void)fd, (void)what, (void)data; /* service_settle() takes back what is done */
 }
 
 static void listen_retry_cb(evutil_socket_t fd, short what, void *data)
@@ -413,14 +445,23 @@ static struct event_base *create_base(void)
 static int create_events(struct service *s)
 {
 	int kzerod = kzerod_eventfd(s->machine->phys);
+	int files = virt_files_eventfd(s->machine->virt);
 
 	s->base = create_base();
 	if (!s->base)
 		return -ENOMEM;
 	s->flush_timer = evtimer_new(s->base, flush_timer_cb, s);
 	s->kzerod_timer = evtimer_new(s->base, kzerod_timer_cb, s);
-	if (!s->flush_timer || !s->kzerod_timer)
+	s->files_timer = evtimer_new(s->base, files_timer_cb, s);
+	s->files_deadline = UINT64_MAX;
+	if (!s->flush_timer || !s->kzerod_timer || !s->files_timer)
 		return -ENOMEM;
+	if (files >= 0) {
+		s->files_event =
+			event_new(s->base, files, EV_READ | EV_PERSIST | EV_ET, kzerod_cb, s);
+		if (!s->files_event || event_add(s->files_event, NULL) < 0)
+			return -ENOMEM;
+	}
 	if (kzerod >= 0) {
 		s->kzerod_event =
 			event_new(s->base, kzerod, EV_READ | EV_PERSIST | EV_ET, kzerod_cb, s);
@@ -448,6 +489,7 @@ int service_create(const struct service_params *params, struct service **out)
 	s->attr = params->attr;
 	s->attr_ctx = params->attr_ctx;
 	s->listen_fd = params->listen_fd;
+	s->packet_fd = -1;
 	LIST_INIT(&s->peers);
 	LIST_INIT(&s->closed);
 	LIST_INIT(&s->forked);
@@ -474,12 +516,15 @@ static void free_event(struct event *ev)
 static void free_service(struct service *s)
 {
 	service_reap(s);
+	closep(&s->packet_fd);
 	free_event(s->listen_retry);
 	free_event(s->listen_event);
 	service_unwatch_keeper(s);
 	free_event(s->flush_timer);
 	free_event(s->kzerod_timer);
 	free_event(s->kzerod_event);
+	free_event(s->files_timer);
+	free_event(s->files_event);
 	for (size_t i = 0; i < ARRAY_SIZE(s->signal_event); i++)
 		free_event(s->signal_event[i]);
 	if (s->base)

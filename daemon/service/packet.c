@@ -14,13 +14,40 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+int service_take_descriptor(struct service *s)
+{
+	return TAKE_FD(s->packet_fd);
+}
+
+void service_drop_descriptor(struct service *s)
+{
+	virt_file_close(s->machine->virt, TAKE_FD(s->packet_fd));
+}
+
+/* Look at the first packet, and at what comes with it: the kernel makes us a descriptor with each look. */
+static ssize_t peek_packet(struct peer *p)
+{
+	struct service *s = p->service;
+	unsigned nr = 0;
+	ssize_t n;
+
+	service_drop_descriptor(s);
+	n = frame_recv(p->fd, s->packet, sizeof(s->packet), &s->packet_fd, 1, &nr,
+		       FRAME_DONTWAIT | FRAME_PEEK);
+	if (!nr)
+		s->packet_fd = -1;
+	return n;
+}
 
 /* False: there was nothing to read. */
 static bool read_packet(struct peer *p)
 {
 	struct service *s = p->service;
-	ssize_t n = frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
-			       FRAME_DONTWAIT | FRAME_PEEK);
+	ssize_t n = peek_packet(p);
 
 	if (n == -EAGAIN)
 		return false;
@@ -36,6 +63,7 @@ static bool read_packet(struct peer *p)
 	/* Those that call_serve() has not seen. */
 	if (n < 0)
 		peer_packet_done(p);
+	service_drop_descriptor(s);
 	s->worked = true;
 	return true;
 }
@@ -66,6 +94,8 @@ void peer_packet_later(struct peer *p)
 	if (!p->in_socket)
 		return;
 	event_del(p->socket_event);
+	if (p->hangup_event)
+		return;
 	peer_add_event(p, &p->hangup_event, p->fd, EV_CLOSED, hangup_cb, NULL);
 }
 
@@ -74,9 +104,7 @@ size_t peer_find_packet(struct peer *p, uint64_t id)
 	struct service *s = p->service;
 	struct frame_arena fa = {.buf = s->frame, .size = sizeof(s->frame)};
 	Arena__Request *request;
-	ssize_t n = p->fd < 0 ? 0
-			      : frame_recv(p->fd, s->packet, sizeof(s->packet), NULL, 0, NULL,
-					   FRAME_DONTWAIT | FRAME_PEEK);
+	ssize_t n = p->fd < 0 ? 0 : peek_packet(p);
 
 	/* What did not decode was served as number 0. */
 	if (n <= 0 ||

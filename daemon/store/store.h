@@ -13,6 +13,7 @@
  *   arena-ID      a domain's file               pidfd-PEER    its process
  *   mm-ID         an address space's tables     doorbell-ID   its channel's doorbell
  *   channel-ID    its channel                   uffd-ID       what holds its userfaultfd
+ *   file-ID       a mapped file, for reading    filew-ID      the same, of the first who may write
  *   zero          the file of zeros, ARENA_SLOT_ZERO of all clients
  *
  * Order: a descriptor is added before the truth names it, and removed after the truth has

@@ -24,6 +24,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,7 +37,7 @@ struct workqueue {
 	/* the owner's: the one thread that queues and takes back */
 	uint32_t nr_queued; /* ever; compared with `finished` */
 	unsigned pending;
-	const char *name;
+	struct workqueue_params params;
 	int eventfd;
 	pthread_t thread;
 	/* between the two, atomic */
@@ -116,7 +117,10 @@ static void *worker(void *arg)
 	struct workqueue *q = arg;
 	struct work *w, *next;
 
-	os_thread_background(q->name);
+	if (q->params.waited_for)
+		prctl(PR_SET_NAME, q->params.name);
+	else
+		os_thread_background(q->params.name);
 	while ((w = next_work(q))) {
 		for (; w; w = next) {
 			next = w->next;
@@ -142,20 +146,27 @@ static int start_thread(struct workqueue *q)
 
 static void free_queue(struct workqueue *q)
 {
-	if (q->eventfd >= 0)
+	if (q->eventfd >= 0 && !q->params.eventfd)
 		close(q->eventfd);
 	free(q);
 }
 
 int workqueue_create(const char *name, struct workqueue **out)
 {
+	const struct workqueue_params params = {.name = name};
+
+	return workqueue_create_for(&params, out);
+}
+
+int workqueue_create_for(const struct workqueue_params *params, struct workqueue **out)
+{
 	struct workqueue *q = mem_alloc(sizeof(*q));
 	int r;
 
 	if (!q)
 		return -ENOMEM;
-	q->name = name;
-	q->eventfd = os_eventfd();
+	q->params = *params;
+	q->eventfd = params->eventfd ? params->eventfd : os_eventfd();
 	r = q->eventfd < 0 ? q->eventfd : start_thread(q);
 	if (r < 0) {
 		free_queue(q);

@@ -20,6 +20,12 @@ struct work {
 
 /* One background thread `name`. 0 or -errno. */
 int workqueue_create(const char *name, struct workqueue **out);
+struct workqueue_params {
+	const char *name; /* at most 15 bytes, and outlives the thread */
+	bool waited_for;  /* somebody waits for what it does: not at the lowest priority */
+	int eventfd;      /* is rung, and may be several queues'; the owner's. 0: one of its own */
+};
+int workqueue_create_for(const struct workqueue_params *params, struct workqueue **out);
 /* Runs what is queued, joins the thread; NULL is allowed; returns NULL. Items not yet taken back
  * with workqueue_completed() must be taken before. */
 struct workqueue *workqueue_destroy(struct workqueue *q);

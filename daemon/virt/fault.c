@@ -13,7 +13,7 @@
  */
 #include <signal.h>
 
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 /* One fault's state. */
 struct fault {
@@ -331,7 +331,7 @@ static int map_object_frames(struct fault *f, struct chunk *chunk)
 }
 
 /* A private mapping's first write to a page of its object: copy it. */
-static int copy_on_write(struct fault *f, pfn_t from)
+static int copy_frame(const struct fault *f, pfn_t from)
 {
 	struct virt *v = f->mm->virt;
 	struct vma *vma = f->vma;
@@ -375,6 +375,26 @@ static int copy_on_write(struct fault *f, pfn_t from)
 	}
 	map_frame(vma, &ref, got.pfn, entry);
 	return 0;
+}
+
+/* Making room for the copy must not take what is to be copied. */
+static int copy_on_write(const struct fault *f, pfn_t from)
+{
+	struct virt *v = f->mm->virt;
+	pfn_t head = frame_head(v, from);
+	int r;
+
+	get_page(v->phys, head);
+	r = copy_frame(f, from);
+	put_page(v->phys, head);
+	return r;
+}
+
+int fault_copy(struct vma *vma, uint64_t addr, unsigned cpu, pfn_t from)
+{
+	const struct fault f = {.mm = vma->mm, .vma = vma, .addr = addr, .cpu = cpu};
+
+	return copy_on_write(&f, from);
 }
 
 static int object_fault(struct fault *f)
@@ -517,6 +537,8 @@ static int fault_resolve(struct fault *f)
 		return anon_fault(f);
 	if (present && entry_is_anon(f->mm, *ref.entry))
 		return cow_fault(vma, f->addr, f->cpu, &ref);
+	if (vma->object && vma->object->kind == OBJECT_FILE)
+		return file_fault(vma, f->addr, f->access, f->cpu, f->refusal);
 	if (vma->object)
 		return object_fault(f);
 	return anon_fault(f);
@@ -572,8 +594,15 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 	state_event(mm->virt->state, EV_PGFAULT, 1);
 	r = fault_handle(mm, addr, access, cpu, refusal);
 	/* Linux would kill somebody for memory here; the program hears of it as of a bad disk. */
+	if (r == ARENA_E_NO_MEMORY && virt_has_files(mm->virt)) {
+		virt_flush_collect(mm->virt);
+		r = fault_handle(mm, addr, access, cpu, refusal);
+	}
 	if (r != ARENA_E_NO_MEMORY)
 		return r;
+	/* What is taken from mappings is free when they are flushed: once more then. */
+	if (files_shrink(mm->virt))
+		return ARENA_E_AGAIN;
 	*refusal = (struct fault_refusal){.signo = SIGBUS, .code = BUS_ADRERR};
 	return 0;
 }

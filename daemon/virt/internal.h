@@ -72,6 +72,7 @@ struct vma {
 	uint64_t ahead_next;   /* a fault here continues a sequential pattern */
 	uint32_t ahead_window; /* leaves (or pages) the last such fault installed */
 	pfn_t ahead_pfn;       /* the frame that would continue them */
+	uint32_t error_seq;    /* of a file: the last error that was told here */
 };
 RB_HEAD(vma_tree, vma);
 LIST_HEAD(vma_list, vma);
@@ -200,7 +201,7 @@ LIST_HEAD(mm_list, mm);
 
 /* ---- objects ------------------------------------------------------------------------------------------- */
 
-enum object_kind { OBJECT_FREE, OBJECT_SEGMENT, OBJECT_ANON };
+enum object_kind { OBJECT_FREE, OBJECT_SEGMENT, OBJECT_ANON, OBJECT_FILE };
 
 /* 2 MiB of an object: one leaf, or single frames. */
 struct chunk {
@@ -227,14 +228,33 @@ struct object {
 	struct chunk *chunks;
 	struct chunk *last; /* found last */
 	bool hash_failed;
-	UT_hash_handle by_name;
+	UT_hash_handle by_name; /* of a file: by its key */
 	LIST_ENTRY(object) link;
+	struct file *file; /* OBJECT_FILE: file.h */
 };
 LIST_HEAD(object_list, object);
 
 /* A uid's domain outlives its last client, so that the next one finds its zeroed pool. Its blocks are
  * free memory all the while: another domain that needs them takes them. */
 #define VIRT_KEPT_DOMAINS 8
+
+/* See file.h. */
+#define FILE_QUEUES 8u
+struct file_io;
+struct workqueue;
+struct files {
+	const struct file_ops *ops;
+	bool threads;
+	int eventfd; /* of all queues */
+	struct workqueue *queue[FILE_QUEUES];
+	TAILQ_HEAD(, file_io) held; /* without threads */
+	unsigned nr_ios, nr_files;
+	struct object *by_key;
+	struct file_io *wanted;      /* what the call that answers ARENA_E_WAIT_IO waits for ... */
+	uint64_t wanted_page;        /* ... and the page it needs of it */
+	const struct io_wait *retry; /* the call being served waited for this, and it failed */
+	uint64_t next_interval;      /* clock_now() */
+};
 
 struct virt {
 	struct phys *phys;
@@ -253,6 +273,7 @@ struct virt {
 	int zero_file;    /* zero.c; -1: nobody asked for it yet */
 	bool zero_backed; /* its block has its memory */
 	pfn_t zero_pfn;   /* the block's number, behind the arena's last frame; PFN_NONE: none */
+	struct files files;
 };
 
 /* ---- mm.c ---- */
@@ -396,6 +417,12 @@ int fault_handle(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
  * now. ARENA_E_AGAIN as of cow_fault(). */
 int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done);
 
+/* A private mapping's write to a page that its object has in frame `from`: copy it. */
+int fault_copy(struct vma *vma, uint64_t addr, unsigned cpu, pfn_t from);
+
+/* ---- file_io.c ---- */
+void files_init(struct virt *v);
+
 /* ---- cow.c ---- */
 
 /* Is the frame that this present entry of private memory maps its own alone? */
@@ -454,6 +481,12 @@ uint32_t object_checksum(const struct object_record *r);
 /* Free the pages of [from, to), whole ones; private copies of them stay. */
 int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *caller,
 		 struct flush_wait *wait);
+/* An object of a file; key: its domain, device and inode. */
+int object_create_file(struct virt *v, struct domain *d, const char *path, const uint64_t key[3],
+		       uint64_t size, const struct credentials *cred, struct object **out);
+#define OBJECT_IS_FILE (1u << 30) /* in mode */
+/* Drop the frame of a page that is there. */
+void object_drop_page(struct object *o, uint64_t pgoff);
 /* Shared anonymous memory is promised as a whole, unless it was made with MAP_NORESERVE. */
 #define OBJECT_NORESERVE (1u << 31) /* in mode */
 void object_account(struct object *o);

@@ -9,7 +9,7 @@
  * What there is no reclaim for yet is taken for what it is, a hint: FREE keeps the pages (Linux may,
  * too, until memory is short), COLD and PAGEOUT leave them where they are, MERGEABLE is noted.
  */
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 #ifndef MADV_DONTNEED_LOCKED
 #define MADV_DONTNEED_LOCKED 24
@@ -33,6 +33,15 @@ struct advice {
 	uint32_t refuse; /* EINVAL where the VMA has one of these */
 	int (*fn)(struct advised *a);
 };
+
+static int advise_willneed(struct advised *a)
+{
+	const struct vma *v = a->vma;
+
+	if (v->object && v->object->file)
+		file_readahead(v->object, vma_pgoff(v, a->start), vma_pgoff(v, a->end) - 1);
+	return 0;
+}
 
 static int advise_dontneed(struct advised *a)
 {
@@ -62,6 +71,9 @@ static int advise_remove(struct advised *a)
 		return ARENA_E_INVALID;
 	if ((v->flags & (VM_SHARED | VM_MAYWRITE)) != (VM_SHARED | VM_MAYWRITE))
 		return ARENA_E_ACCESS;
+	/* A hole in a file that others have is theirs to make: fallocate(2). */
+	if (v->object->file)
+		return ARENA_E_UNSUPPORTED;
 	from = vma_pgoff(v, a->start) << ARENA_PAGE_SHIFT;
 	return object_punch(v->object, from, from + (a->end - a->start), v->mm, a->wait);
 }
@@ -82,7 +94,7 @@ static const struct advice advices[] = {
 	{MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ, 0, NULL},
 	{MADV_RANDOM, VM_RAND_READ, VM_SEQ_READ, 0, NULL},
 	{MADV_SEQUENTIAL, VM_SEQ_READ, VM_RAND_READ, 0, NULL},
-	{MADV_WILLNEED, 0, 0, 0, NULL},
+	{MADV_WILLNEED, 0, 0, 0, advise_willneed},
 	{MADV_DONTNEED, 0, 0, VM_LOCKED_SPECIAL, advise_dontneed},
 	{MADV_DONTNEED_LOCKED, 0, 0, VM_SPECIAL, advise_dontneed},
 	{MADV_FREE, 0, 0, VM_LOCKED_SPECIAL, advise_free},

@@ -27,6 +27,7 @@ int virt_create(struct phys *p, struct virt **out)
 	v->phys = p;
 	v->state = phys_state(p);
 	v->limit = limit_of_process;
+	files_init(v);
 	LIST_INIT(&v->mms);
 	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
@@ -45,9 +46,10 @@ struct virt *virt_destroy(struct virt *v)
 	BUG_ON(!LIST_EMPTY(&v->mms));
 	while (!LIST_EMPTY(&v->condemned))
 		mm_destroy(LIST_FIRST(&v->condemned));
+	virt_files_stop(v);
 	for (o = LIST_FIRST(&v->objects); o; o = next) {
 		next = LIST_NEXT(o, link);
-		if (!o->record->unlinked) {
+		if (o->kind == OBJECT_SEGMENT && !o->record->unlinked) {
 			HASH_DELETE(by_name, v->names, o);
 			o->record->unlinked = 1;
 		}
@@ -56,6 +58,7 @@ struct virt *virt_destroy(struct virt *v)
 	for (i = 0; i < VIRT_KEPT_DOMAINS; i++)
 		domain_put(v->kept[i]);
 	zero_exit(v, true);
+	phys_set_pressure_ops(v->phys, NULL, NULL);
 	free(v);
 	return NULL;
 }

@@ -7,7 +7,7 @@
  * comes before its entries. A call cut short by a crash is served again by the next worker and finds
  * part of its work done; mmap notes in the journal which place it chose.
  */
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 #include "daemon/virt/resume.h"
 
 #define PROT_ALL (PROT_READ | PROT_WRITE | PROT_EXEC)
@@ -72,6 +72,22 @@ int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len)
 
 /* ---- mmap ---------------------------------------------------------------------------------------------- */
 
+/* The object may be new: the caller releases it on failure. */
+static int mmap_file(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
+		     struct vma_template *t)
+{
+	struct file_source src = {.fd = a->file, .prot = a->prot, .flags = a->flags};
+	int r;
+
+	t->pgoff = (uint64_t)a->offset >> ARENA_PAGE_SHIFT;
+	if (t->pgoff + (len >> ARENA_PAGE_SHIFT) > UINT32_MAX)
+		return ARENA_E_OVERFLOW_;
+	r = file_open(mm, &src, &t->object);
+	if (!r && !src.maywrite)
+		t->flags &= ~VM_MAYWRITE;
+	return r;
+}
+
 /* What is mapped: fills in object, slot, pgoff, flags. */
 static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len,
 		       struct vma_template *t)
@@ -98,7 +114,7 @@ static int mmap_source(struct mm *mm, const struct vm_mmap_args *a, uint64_t len
 		t->pgoff = (uint64_t)a->offset >> ARENA_PAGE_SHIFT;
 		return t->pgoff + (len >> ARENA_PAGE_SHIFT) > UINT32_MAX ? ARENA_E_OVERFLOW_ : 0;
 	}
-	return 0;
+	return a->file ? mmap_file(mm, a, len, t) : 0;
 }
 
 /* Shared anonymous memory: the object is not referred to by anything yet, the caller releases it
@@ -157,7 +173,7 @@ static int mmap_permitted(struct mm *mm, const struct vm_mmap_args *a, const str
 		r = mm_may_expand(mm, t->flags, t->prot, pages - old.data);
 	if (!r && (t->flags & VM_ACCOUNT) && pages > old.accounted)
 		r = vm_enough_memory(mm, pages - old.accounted);
-	if (!r && !a->segment && (t->flags & VM_SHARED) && !(t->flags & VM_NORESERVE))
+	if (!r && !t->object && (t->flags & VM_SHARED) && !(t->flags & VM_NORESERVE))
 		r = vm_enough_memory(mm, pages);
 	return r;
 }
@@ -201,7 +217,7 @@ static int mmap_check(const struct vm_mmap_args *a, uint64_t *len)
 		return ARENA_E_UNSUPPORTED;
 	if (a->offset < 0 || !IS_ALIGNED((uint64_t)a->offset, ARENA_PAGE_SIZE))
 		return ARENA_E_INVALID;
-	if (!a->segment && !(a->flags & MAP_ANONYMOUS))
+	if (!a->segment && !a->file && !(a->flags & MAP_ANONYMOUS))
 		return ARENA_E_NO_DEVICE;
 	*len = ALIGN_UP(a->len, ARENA_PAGE_SIZE);
 	if (!*len || *len > ARENA_WINDOW_SIZE_DEFAULT * 4)
@@ -238,11 +254,14 @@ int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
 		r = mmap_place(mm, a, len, &t);
 	if (!r)
 		r = mmap_permitted(mm, a, &t, len);
-	if (r)
+	if (r) {
+		if (a->file && t.object)
+			object_release(t.object);
 		return r;
+	}
 	t.end = t.start + len;
-	own = !a->segment && (t.flags & VM_SHARED);
-	if (!a->segment && !own)
+	own = !t.object && (t.flags & VM_SHARED);
+	if (!t.object && !own)
 		t.pgoff = t.start >> ARENA_PAGE_SHIFT;
 	call_prepare(mm->virt, VIRT_CALL_MMAP, mm->id, t.start, t.end,
 		     own        ? mm->virt->state->header->next_object
@@ -256,7 +275,7 @@ int vm_mmap(struct mm *mm, const struct vm_mmap_args *a, uint64_t *out)
 	if (!r)
 		r = vma_insert(mm, &t);
 	if (r) {
-		if (own && t.object)
+		if ((own || a->file) && t.object)
 			object_release(t.object);
 		return r;
 	}

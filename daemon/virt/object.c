@@ -8,12 +8,14 @@
  * one leaf or 512 single frames. The object holds one reference of every frame of its own; entries
  * hold more.
  *
+ * The object of a file (file.c) has single frames only, which are what was read of it.
+ *
  * An object ends when it has no handle, no VMA, and either no name or its name was unlinked.
  *
  * A leaf is mapped as such only where it lies wholly inside the size. Truncation into the
  * middle of a leaf keeps the frame and zeroes what is past the end, again when it grows back.
  */
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 #define CHUNK_PAGES ARENA_LEAF_PAGES
 
@@ -49,13 +51,25 @@ uint32_t object_checksum(const struct object_record *r)
 	sum = checksum_add(sum, &r->uid, sizeof(r->uid));
 	sum = checksum_add(sum, &r->gid, sizeof(r->gid));
 	sum = checksum_add(sum, &r->mode, sizeof(r->mode));
+	if (r->mode & OBJECT_IS_FILE) {
+		sum = checksum_add(sum, &r->dev, sizeof(r->dev));
+		sum = checksum_add(sum, &r->ino, sizeof(r->ino));
+	}
 	return checksum_add(sum, r->name, sizeof(r->name));
 }
 
-static int record_write(struct virt *v, struct object *o, const char *name,
-			const struct credentials *cred, uint32_t mode)
+/* What the record of a new object says; of a file: its size, device and inode. */
+struct object_facts {
+	const char *name;
+	const struct credentials *cred;
+	uint32_t mode;
+	uint64_t size, dev, ino;
+};
+
+static int record_write(struct virt *v, struct object *o, const struct object_facts *facts)
 {
-	struct object_record r = {.kind = OBJECT_FREE};
+	struct object_record r = {.kind = OBJECT_FREE, .size = facts->size};
+	const char *name = facts->name;
 
 	o->record = record_find(v);
 	if (!o->record)
@@ -64,9 +78,12 @@ static int record_write(struct virt *v, struct object *o, const char *name,
 	truth_store(&v->state->header->next_object, o->id + 1);
 	r.id = o->id;
 	r.domain = domain_id(o->domain);
-	r.uid = cred->uid;
-	r.gid = cred->gid;
-	r.mode = mode;
+	r.uid = facts->cred->uid;
+	r.gid = facts->cred->gid;
+	r.mode = facts->mode;
+	r.dev = facts->dev;
+	r.ino = facts->ino;
+	o->size = facts->size;
 	if (name)
 		memcpy(r.name, name, strlen(name) + 1);
 	r.checksum = object_checksum(&r);
@@ -75,8 +92,8 @@ static int record_write(struct virt *v, struct object *o, const char *name,
 	return 0;
 }
 
-int object_create(struct virt *v, enum object_kind kind, struct domain *d, const char *name,
-		  const struct credentials *cred, uint32_t mode, struct object **out)
+static int create(struct virt *v, enum object_kind kind, struct domain *d,
+		  const struct object_facts *facts, struct object **out)
 {
 	struct object *o = mem_alloc(sizeof(*o));
 	int r;
@@ -88,12 +105,12 @@ int object_create(struct virt *v, enum object_kind kind, struct domain *d, const
 	o->domain = d;
 	o->readonly_slots = domain_kind(d) == DOMAIN_SEGMENT;
 	LIST_INIT(&o->vmas);
-	r = record_write(v, o, name, cred, mode);
+	r = record_write(v, o, facts);
 	if (r) {
 		free(o);
 		return r;
 	}
-	if (name) {
+	if (kind == OBJECT_SEGMENT) {
 		HASH_ADD_KEYPTR(by_name, v->names, o->record->name, strlen(o->record->name), o);
 		if (o->hash_failed) {
 			truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
@@ -101,10 +118,41 @@ int object_create(struct virt *v, enum object_kind kind, struct domain *d, const
 			return ARENA_E_NO_MEMORY;
 		}
 	}
+	if (kind == OBJECT_FILE) {
+		r = file_adopt(v, o);
+		if (r) {
+			truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
+			free(o);
+			return r;
+		}
+	}
 	LIST_INSERT_HEAD(&v->objects, o, link);
 	domain_get(d);
 	*out = o;
 	return 0;
+}
+
+int object_create(struct virt *v, enum object_kind kind, struct domain *d, const char *name,
+		  const struct credentials *cred, uint32_t mode, struct object **out)
+{
+	const struct object_facts facts = {.name = name, .cred = cred, .mode = mode};
+
+	return create(v, kind, d, &facts, out);
+}
+
+int object_create_file(struct virt *v, struct domain *d, const char *path, const uint64_t key[3],
+		       uint64_t size, const struct credentials *cred, struct object **out)
+{
+	const struct object_facts facts = {
+		.name = path,
+		.cred = cred,
+		.mode = 0600 | OBJECT_IS_FILE,
+		.size = size,
+		.dev = key[1],
+		.ino = key[2],
+	};
+
+	return create(v, OBJECT_FILE, d, &facts, out);
 }
 
 struct object *object_by_name(struct virt *v, const char *name)
@@ -191,7 +239,8 @@ int object_add_frame(struct object *o, uint64_t pgoff, pfn_t pfn, bool leaf)
 		c->nr++;
 	}
 	o->nr_pages += (uint64_t)n;
-	phys_node_stat_add(frame_node(o, pfn), NR_SHMEM, n);
+	if (o->kind != OBJECT_FILE)
+		phys_node_stat_add(frame_node(o, pfn), NR_SHMEM, n);
 	phys_node_stat_add(frame_node(o, pfn), NR_FILE_PAGES, n);
 	return 0;
 }
@@ -205,8 +254,10 @@ static void drop_frame(struct object *o, pfn_t pfn, int64_t n)
 
 	if (page->refcount > 1)
 		truth_store(&page->mapping, 0u);
-
-	phys_node_stat_add(node, NR_SHMEM, -n);
+	if (o->kind == OBJECT_FILE)
+		file_undirty(o, page);
+	else
+		phys_node_stat_add(node, NR_SHMEM, -n);
 	phys_node_stat_add(node, NR_FILE_PAGES, -n);
 	if (n > 1)
 		phys_node_stat_add(node, NR_SHMEM_THPS, -1);
@@ -252,6 +303,16 @@ static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
 		chunk_free(o, c);
 }
 
+void object_drop_page(struct object *o, uint64_t pgoff)
+{
+	struct chunk *c = chunk_find(o, pgoff / CHUNK_PAGES);
+
+	drop_frame(o, c->pages[pgoff % CHUNK_PAGES], 1);
+	c->pages[pgoff % CHUNK_PAGES] = PFN_NONE;
+	if (!--c->nr)
+		chunk_free(o, c);
+}
+
 static void drop_frames_from(struct object *o, uint64_t from)
 {
 	struct chunk *c, *next;
@@ -281,12 +342,16 @@ void object_release(struct object *o)
 {
 	if (o->nr_handles || o->nr_vmas || (o->kind == OBJECT_SEGMENT && !o->record->unlinked))
 		return;
+	if (o->kind == OBJECT_FILE && !file_unused(o))
+		return;
 	if (o->kind != OBJECT_SEGMENT)
 		truth_store(&o->record->unlinked, 1u);
 	drop_frames_from(o, 0);
 	o->virt->committed -= o->accounted;
 	ASSERT(!o->nr_pages && !o->chunks);
 	truth_store(&o->record->kind, (uint32_t)OBJECT_FREE);
+	if (o->kind == OBJECT_FILE)
+		file_end(o);
 	LIST_REMOVE(o, link);
 	domain_put(o->domain);
 	free(o);
@@ -477,6 +542,15 @@ int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, st
 			return ARENA_E_NO_MEMORY;
 		}
 	}
+	if (o->kind == OBJECT_FILE) {
+		int r = file_adopt(v, o);
+
+		if (r) {
+			free(o);
+			return r;
+		}
+		file_take_descriptors(o);
+	}
 	LIST_INSERT_HEAD(&v->objects, o, link);
 	domain_get(d);
 	object_account(o);
@@ -493,6 +567,8 @@ void object_forget(struct object *o)
 	if (o->kind == OBJECT_SEGMENT && !o->record->unlinked)
 		HASH_DELETE(by_name, o->virt->names, o);
 	o->virt->committed -= o->accounted;
+	if (o->kind == OBJECT_FILE)
+		file_forget(o);
 	LIST_REMOVE(o, link);
 	domain_put(o->domain);
 	free(o);

@@ -5,7 +5,7 @@
  */
 #include <signal.h>
 
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 #define POPULATE_FAULTS 64
 #define POPULATE_LOOKS 65536 /* at entries that are there already */
@@ -88,6 +88,8 @@ static int populate_step(struct populate *p)
 	access = populate_access(p, v);
 	stop = v->end;
 	r = access ? populate_entry(p, access) : 0;
+	if (r == ARENA_E_WAIT_IO)
+		return r;
 	if (!access || (r && p->mode == POPULATE_LOCK_ALL)) {
 		p->addr = stop;
 		r = 0;
@@ -116,5 +118,9 @@ int vm_populate(struct mm *mm, uint64_t addr, uint64_t len, enum populate_mode m
 		r = populate_step(&p);
 	if (!r)
 		*next = MIN(p.addr, p.end);
+	if (r == ARENA_E_NO_MEMORY && virt_has_files(mm->virt))
+		virt_flush_collect(mm->virt);
+	if (r == ARENA_E_NO_MEMORY && files_shrink(mm->virt))
+		return ARENA_E_AGAIN;
 	return r;
 }

@@ -174,7 +174,7 @@ static const char *vma_name(const struct vma *v)
 		return "[direct]";
 	if (VM_IS_PFN_MAP(v->flags))
 		return "[pfn]";
-	if (v->object && v->object->kind == OBJECT_SEGMENT)
+	if (v->object && v->object->kind != OBJECT_ANON)
 		return v->object->record->name;
 	if (v->start < v->mm->header->brk && v->end > v->mm->header->start_brk)
 		return "[heap]";

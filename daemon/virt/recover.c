@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "daemon/store/store.h"
+#include "daemon/virt/file.h"
 #include "daemon/virt/recovery.h"
 
 /* ---- objects ------------------------------------------------------------------------------------------ */
@@ -51,17 +52,21 @@ struct object *recovery_object(struct recovery *r, uint32_t id)
 
 static const char *object_wrong(const struct recovery *r, const struct object_record *rec)
 {
-	bool segment = rec->kind == OBJECT_SEGMENT;
+	bool segment = rec->kind == OBJECT_SEGMENT, file = rec->kind == OBJECT_FILE;
 	uint64_t area = ARENA_WINDOW_BASE + ARENA_WINDOW_SIZE_DEFAULT_HERE / 4;
 
-	if (!segment && rec->kind != OBJECT_ANON)
+	if (!segment && !file && rec->kind != OBJECT_ANON)
 		return "its kind";
-	if (!rec->id || rec->checksum != object_checksum(rec))
+	if (!rec->id || rec->checksum != object_checksum(rec) ||
+	    file != !!(rec->mode & OBJECT_IS_FILE))
 		return "its record";
 	if (rec->size > (uint64_t)UINT32_MAX << ARENA_PAGE_SHIFT || rec->unlinked > 1)
 		return "its size";
-	if (memchr(rec->name, '\0', sizeof(rec->name)) == NULL ||
-	    segment != (rec->name[0] != '\0') || strchr(rec->name, '/'))
+	if (memchr(rec->name, '\0', sizeof(rec->name)) == NULL)
+		return "its name";
+	if (file)
+		return NULL;
+	if (segment != (rec->name[0] != '\0') || strchr(rec->name, '/'))
 		return "its name";
 	if (segment && !rec->unlinked && object_by_name(r->v, rec->name))
 		return "its name is another's";
@@ -95,6 +100,13 @@ static int recover_object(struct recovery *r, struct object_record *rec, uint32_
 		*cap = n;
 	}
 	e = object_adopt(r->v, rec, d, &r->objects[r->nr_objects]);
+	if (e == ARENA_E_EXISTS) {
+		log_warning("recovery: file %u (%.255s) is dropped: it is another's", rec->id,
+			    rec->name);
+		r->stats->lost_objects++;
+		truth_store(&rec->kind, (uint32_t)OBJECT_FREE);
+		return 0;
+	}
 	if (e)
 		return -ENOMEM;
 	r->nr_objects++;
@@ -204,7 +216,8 @@ static int object_frame_found(struct recovery *r, pfn_t head, struct page *page)
 		return 0;
 	o = recovery_object(r, page->mapping);
 	if (!o || pfn_domain(r->p, head) != o->domain ||
-	    (pages != 1 && (pages != ARENA_LEAF_PAGES || page->index % ARENA_LEAF_PAGES))) {
+	    (pages != 1 && (pages != ARENA_LEAF_PAGES || page->index % ARENA_LEAF_PAGES ||
+			    o->kind == OBJECT_FILE))) {
 		r->stats->stray_frames++;
 		disown_frame(page);
 		return 0;
@@ -218,8 +231,12 @@ static int object_frame_found(struct recovery *r, pfn_t head, struct page *page)
 		disown_frame(page);
 		return 0;
 	}
+	if (o->kind == OBJECT_FILE && page->flags & (PG_WRITEBACK | PG_REDIRTY))
+		truth_store(&page->flags, page->flags & ~(PG_WRITEBACK | PG_REDIRTY));
 	if (object_add_frame(o, page->index, head, pages != 1))
 		return -ENOMEM;
+	if (o->kind == OBJECT_FILE && page->flags & PG_DIRTY)
+		file_count_dirty(o, page);
 	if (!phys_recover_ref(r->p, head, false))
 		r->stats->stray_frames++;
 	return 0;
@@ -514,6 +531,7 @@ static void virt_forget(struct virt *v)
 	while (!LIST_EMPTY(&v->objects))
 		object_forget(LIST_FIRST(&v->objects));
 	zero_exit(v, false);
+	phys_set_pressure_ops(v->phys, NULL, NULL);
 	free(v);
 }
 

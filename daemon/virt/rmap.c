@@ -6,7 +6,7 @@
  * reference over from the caller; taking an entry away moves it to limbo, to be dropped when the
  * client has acknowledged. mapcount ends at once: it counts entries, not what clients may see.
  */
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 pfn_t frame_head(const struct virt *v, pfn_t pfn)
 {
@@ -20,6 +20,10 @@ uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool 
 {
 	uint64_t e = ARENA_PTE_PRESENT | ((uint64_t)pfn << ARENA_PTE_PFN_SHIFT);
 	bool cow = of_object && !(vma->flags & VM_SHARED);
+
+	/* A clean page of a file tells of its first write. */
+	if (of_object && vma->object->kind == OBJECT_FILE && !file_may_write(vma->mm->virt, pfn))
+		cow = true;
 
 	if (vma->prot & (PROT_READ | PROT_WRITE))
 		e |= ARENA_PTE_READ;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * sync.c - mincore(2) and msync(2): calls that look and change nothing here.
+ * sync.c - mincore(2) and msync(2).
  *
- * Resident is what has an entry, and what its object has (the page cache of what has no file). Memory
- * without a file is its own storage, so there is nothing for msync to write: what is left of it
- * are its refusals.
+ * Resident is what has an entry, and what its object has. Memory without a file is its own storage, so
+ * there is nothing for msync to write. Of a file MS_SYNC writes what is dirty, to its disk; MS_ASYNC
+ * begins to write it; MS_INVALIDATE drops what is clean, so that what others wrote is seen.
  */
-#include "daemon/virt/internal.h"
+#include <errno.h>
+
+#include "daemon/virt/file.h"
 
 /* ---- mincore -------------------------------------------------------------------------------------- */
 
@@ -45,7 +47,24 @@ int vm_mincore(struct mm *mm, uint64_t addr, uint64_t len, uint8_t *vec, uint64_
 
 /* ---- msync ---------------------------------------------------------------------------------------- */
 
-int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags)
+static void sync_file(struct vma *v, uint64_t start, uint64_t end, uint32_t flags,
+		      struct io_wait *wait)
+{
+	struct object *o = v->object;
+	uint64_t first = vma_pgoff(v, start), last = vma_pgoff(v, end) - 1;
+
+	if (v->error_seq != o->file->error_seq) {
+		v->error_seq = o->file->error_seq;
+		wait->error = wait->error ? wait->error : o->file->error;
+	}
+	if (v->flags & VM_SHARED && flags & (MS_SYNC | MS_ASYNC))
+		file_request(o, first, last, flags & MS_SYNC, flags & MS_SYNC ? wait : NULL);
+	if (flags & MS_INVALIDATE)
+		file_invalidate(o, first, last);
+}
+
+static int msync_range(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags,
+		       struct io_wait *wait)
 {
 	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE);
 	bool hole = false;
@@ -57,7 +76,7 @@ int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags)
 	if (addr + len < addr || end < addr)
 		return ARENA_E_NOT_MAPPED;
 	while (addr < end) {
-		const struct vma *v = vma_find(mm, addr);
+		struct vma *v = vma_find(mm, addr);
 
 		if (!v || v->start >= end)
 			return ARENA_E_NOT_MAPPED;
@@ -68,7 +87,39 @@ int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags)
 		}
 		if ((flags & MS_INVALIDATE) && (v->flags & VM_LOCKED))
 			return ARENA_E_BUSY;
+		if (v->object && v->object->file)
+			sync_file(v, MAX(addr, v->start), MIN(end, v->end), flags, wait);
 		addr = v->end;
 	}
 	return hole ? ARENA_E_NOT_MAPPED : 0;
+}
+
+int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags, struct io_wait *wait)
+{
+	int r;
+
+	/* What is done at once ends no wait that has only begun. */
+	wait->pending++;
+	r = msync_range(mm, addr, len, flags, wait);
+	wait->pending--;
+	return r ? r : wait->pending ? 0 : wait->error;
+}
+
+/* ---- before munmap ------------------------------------------------------------------------------- */
+
+void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait)
+{
+	uint64_t end;
+	struct vma *v;
+
+	CONTROL_THREAD();
+	if (range_check(mm, addr, len, &end))
+		return;
+	wait->pending++;
+	for (v = vma_find(mm, addr); v && v->start < end; v = vma_next(v))
+		if (v->object && v->object->file && v->flags & VM_SHARED &&
+		    v->object->file->nr_dirty)
+			file_request(v->object, vma_pgoff(v, MAX(addr, v->start)),
+				     vma_pgoff(v, MIN(end, v->end)) - 1, false, wait);
+	wait->pending--;
 }

@@ -5,7 +5,7 @@
  * One pass over all page tables and objects counts, per frame, the entries and the references that
  * must be there (entries, objects, limbo); then mem_map has to say the same.
  */
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 struct counts {
 	uint32_t *refs, *maps, *limbo, *locks, *pins; /* per pfn, of heads */
@@ -41,6 +41,16 @@ static void check_zero_entry(struct mm *mm, uint64_t addr, const struct pte_ref 
 	    arena_pte_slot(*ref->entry) != ARENA_SLOT_ZERO || !mm->header->uses_zero)
 		COMPLAIN(c, "mm %u: entry %#lx of zeros at %#lx", mm->id,
 			 (unsigned long)*ref->entry, (unsigned long)addr);
+}
+
+/* An entry that may write is of a dirty page, which tells so when it was written meanwhile. */
+static void check_file_entry(const struct mm *mm, const struct vma *v, uint64_t addr,
+			     uint64_t entry, pfn_t pfn, struct counts *c)
+{
+	if (v && v->object && v->object->file && v->flags & VM_SHARED && entry & ARENA_PTE_WRITE &&
+	    !file_may_write(mm->virt, pfn))
+		COMPLAIN(c, "mm %u: entry at %#lx may write to a clean page", mm->id,
+			 (unsigned long)addr);
 }
 
 static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg)
@@ -83,6 +93,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	if (v && VM_IS_PFN_MAP(v->flags) && vma_pgoff(v, addr) != pfn)
 		COMPLAIN(c, "mm %u: frame %u at %#lx, not %lu", mm->id, pfn, (unsigned long)addr,
 			 (unsigned long)vma_pgoff(v, addr));
+	check_file_entry(mm, v, addr, entry, pfn, c);
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)
@@ -305,11 +316,35 @@ static void check_mm(struct mm *mm, struct counts *c)
 	check_header(mm, c);
 }
 
+static void check_file(const struct object *o, uint64_t dirty, struct counts *c)
+{
+	const struct file_io *io;
+	struct chunk *chunk;
+
+	if (dirty != o->file->nr_dirty)
+		COMPLAIN(c, "file %u: %lu dirty pages, %lu counted", o->id, (unsigned long)dirty,
+			 (unsigned long)o->file->nr_dirty);
+	if (o->record->dev != o->file->key[1] || o->record->ino != o->file->key[2])
+		COMPLAIN(c, "file %u: its record is another's", o->id);
+	if ((o->file->pass.state != PASS_IDLE) != (o->file->pass.io != NULL) ||
+	    (o->file->pass.io && TAILQ_EMPTY(&o->file->requests)))
+		COMPLAIN(c, "file %u: its write-back", o->id);
+	LIST_FOREACH(io, &o->file->ios, in_file)
+		for (unsigned i = 0; i < io->nr; i++) {
+			c->refs[io->pfn[i]]++;
+			if (io->kind == FILE_READ &&
+			    (pfn_to_page(o->virt->phys, io->pfn[i])->mapping ||
+			     object_frame((struct object *)o, io->pgoff[i], &chunk) != PFN_NONE))
+				COMPLAIN(c, "file %u: page %u is read and there", o->id,
+					 io->pgoff[i]);
+		}
+}
+
 static void check_object(struct object *o, struct counts *c)
 {
 	struct chunk *k, *next;
 	struct vma *v;
-	uint64_t pages = 0;
+	uint64_t pages = 0, dirty = 0;
 	unsigned vmas = 0;
 
 	LIST_FOREACH(v, &o->vmas, in_object)
@@ -333,6 +368,7 @@ static void check_object(struct object *o, struct counts *c)
 			if (pfn_domain(o->virt->phys, pfn) != o->domain)
 				COMPLAIN(c, "object %u: frame %u of another domain", o->id, pfn);
 			c->refs[pfn]++;
+			dirty += !!(page->flags & PG_DIRTY);
 			if (k->leaf != PFN_NONE) {
 				pages += ARENA_LEAF_PAGES;
 				break;
@@ -340,6 +376,8 @@ static void check_object(struct object *o, struct counts *c)
 			pages++;
 		}
 	}
+	if (o->file)
+		check_file(o, dirty, c);
 	if (pages != o->nr_pages || vmas != o->nr_vmas || o->record->size != o->size ||
 	    o->record->kind != o->kind)
 		COMPLAIN(c, "object %u: counts or record differ", o->id);

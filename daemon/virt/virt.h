@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <bsd/sys/queue.h>
 
 #include "arena/abi.h"
 #include "base/error.h"
@@ -167,10 +168,15 @@ struct vm_mmap_args {
 	uint64_t addr, len;
 	uint32_t prot, flags; /* PROT_*, MAP_* as in mmap(2) */
 	uint32_t segment;     /* handle of mm_open_segment(), 0: anonymous */
+	int *file; /* of the file that this is open on, and taken over if need be; or NULL */
 	int64_t offset;
 };
 int vm_mmap(struct mm *mm, const struct vm_mmap_args *args, uint64_t *out);
 int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len);
+/* What was written to shared mappings of files there is in the files when *wait is done. Before munmap(2), so
+ * that who reads the file after it finds it. */
+struct io_wait;
+void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait);
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
 /* A private copy of a private range at a new address, of this moment. ARENA_E_NOT_MAPPED,
  * ARENA_E_UNSUPPORTED (shared memory), ARENA_E_INVALID. */
@@ -179,8 +185,8 @@ int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out);
  * MADV_COLLAPSE: apply the flushes posted, then call again. */
 struct flush_wait;
 int vm_madvise(struct mm *mm, uint64_t addr, uint64_t len, int advice, struct flush_wait *wait);
-/* MS_* of msync(2). */
-int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags);
+/* MS_* of msync(2). With 0 it is done when *wait is, which has its error then. */
+int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags, struct io_wait *wait);
 /* A bounded piece of mincore(2): a bit per page, from bit 0 of vec; nr_bits limits it, *next is where to
  * go on. ARENA_E_NOT_MAPPED at a hole, with *next there. */
 int vm_mincore(struct mm *mm, uint64_t addr, uint64_t len, uint8_t *vec, uint64_t nr_bits,
@@ -238,6 +244,58 @@ int vm_fault(struct mm *mm, uint64_t addr, uint32_t access, unsigned cpu,
 /* The file of zeros, borrowed, to be handed out read-only as ARENA_SLOT_ZERO: from now on entries of this
  * client may have it. -errno. */
 int vm_zero_file(struct mm *mm);
+
+/* ---- files ---------------------------------------------------------------------------------- */
+
+/*
+ * Files are read and written by other threads. vm_fault(), vm_populate() and vm_pin() answer
+ * ARENA_E_WAIT_IO where a page has to be read first, and nothing has happened: virt_io_wait() at once,
+ * and when `done` was called the same call again, between virt_io_retry(v, w) and virt_io_retry(v, NULL).
+ */
+struct io_wait {
+	unsigned pending; /* 0 after the operation: nothing to wait for */
+	int error;        /* ARENA_E_*, -errno: the first there was */
+	void (*done)(struct io_wait *w);
+	/* virt's */
+	struct file_io *io;
+	LIST_ENTRY(io_wait) in_io;
+	struct file_request *requests;
+	uint32_t object;
+	uint64_t pgoff;
+};
+LIST_HEAD(io_wait_list, io_wait);
+void virt_io_wait(struct virt *v, struct io_wait *w);
+void io_wait_cancel(struct io_wait *w);
+void virt_io_retry(struct virt *v, const struct io_wait *w);
+
+/* Start the threads. Without them virt_files_collect() does what is to be done. */
+int virt_files_start(struct virt *v);
+/* Readable (edge-triggered) when something is done; -1: no threads. */
+int virt_files_eventfd(const struct virt *v);
+/* Take what is done. True: there was something. */
+bool virt_files_collect(struct virt *v);
+bool virt_files_busy(const struct virt *v);
+bool virt_has_files(const struct virt *v); /* some are mapped */
+/* What is due: what has been dirty for long is written, sizes are looked at. clock_now(). */
+void virt_files_tick(struct virt *v, uint64_t now);
+/* When to call it next; UINT64_MAX: not until there was another call. */
+uint64_t virt_files_deadline(const struct virt *v);
+/* Write all that is dirty, and wait for it: the daemon is about to leave its clients. */
+void virt_files_write_all(struct virt *v);
+/* The same, then the threads end. */
+void virt_files_stop(struct virt *v);
+/* Close a descriptor that a client sent, without waiting for its file system. */
+void virt_file_close(struct virt *v, int fd);
+
+/* What is done to files; other than the operating system's in tests. `size` waits for nothing and is the
+ * control thread's, the others run in any thread. Lengths or -errno. */
+struct file_ops {
+	ssize_t (*read)(int fd, void *to, size_t n, uint64_t offset);
+	ssize_t (*write)(int fd, const void *from, size_t n, uint64_t offset);
+	int (*sync)(int fd);
+	int (*size)(int fd, uint64_t *size);
+};
+void virt_set_file_ops(struct virt *v, const struct file_ops *ops);
 
 /* ---- segments ------------------------------------------------------------------------------- */
 

@@ -14,7 +14,7 @@
  */
 #include <errno.h>
 
-#include "daemon/virt/internal.h"
+#include "daemon/virt/file.h"
 
 static int vma_compare(const struct vma *a, const struct vma *b)
 {
@@ -170,6 +170,8 @@ static struct vma *vma_new(struct mm *mm, const struct vma_template *t)
 		v->pgoff = t->pgoff;
 		v->object = t->object;
 		v->slot = t->slot;
+		if (t->object && t->object->file)
+			v->error_seq = t->object->file->error_seq;
 	}
 	return v;
 }

@@ -62,13 +62,20 @@ const char *arena_trap_reason(void);
 void arena_close(arena_t *a);
 
 /*
- * mmap(2). Anonymous memory only: MAP_PRIVATE or MAP_SHARED with MAP_ANONYMOUS, and any of
- * MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_STACK, MAP_LOCKED,
- * MAP_GROWSDOWN. `fd` must be -1 and `off` 0. Addresses asked for must lie in the window
+ * mmap(2) of anonymous memory (MAP_ANONYMOUS; `fd` -1 and `off` 0) or of a regular file, MAP_PRIVATE or
+ * MAP_SHARED, and any of MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_NONBLOCK, MAP_NORESERVE, MAP_STACK, MAP_LOCKED,
+ * MAP_GROWSDOWN. Addresses asked for must lie in the window
  * (arena_window()). Errors: EINVAL (length 0, misaligned, both or neither of PRIVATE and SHARED),
  * ENOMEM (no room, too many mappings, RLIMIT_DATA, or more than overcommit_memory allows), EAGAIN
- * and EPERM (MAP_LOCKED or mlockall, and RLIMIT_MEMLOCK), EEXIST (NOREPLACE), EOVERFLOW, ENODEV (a
- * file), ENOTSUP (a flag that this version does not serve: MAP_32BIT, MAP_HUGETLB).
+ * and EPERM (MAP_LOCKED or mlockall, and RLIMIT_MEMLOCK), EEXIST (NOREPLACE), EOVERFLOW,
+ * EBADF, EACCES and EPERM (what `fd` is open for), ENODEV (no regular file), ENOTSUP (a flag that this
+ * version does not serve: MAP_32BIT, MAP_HUGETLB).
+ *
+ * A file's pages are cached in the arena, once for all clients of a uid. What is written to a shared mapping is
+ * in the file after arena_msync(MS_SYNC) or arena_munmap(), soon after the process has ended, and else
+ * after dirty_expire_centisecs. What others write to the file by write(2) is seen in pages that are not
+ * cached: after MS_INVALIDATE, or when nobody maps it any more. The file may be closed, shortened (SIGBUS behind
+ * its end) and made longer meanwhile.
  */
 void *arena_mmap(arena_t *a, void *addr, size_t len, int prot, int flags, int fd, off_t off);
 /* munmap(2): any page range; holes are not an error. EINVAL misaligned, length 0 or outside. */
@@ -85,6 +92,7 @@ void *arena_mremap(arena_t *a, void *old, size_t old_len, size_t new_len, int fl
 /*
  * madvise(2), all of it but MADV_HWPOISON and its kin. Without reclaim to take them, MADV_FREE keeps
  * the pages, and MADV_COLD and MADV_PAGEOUT are accepted and do nothing; MADV_MERGEABLE is noted.
+ * MADV_WILLNEED begins to read a file; MADV_REMOVE of a file is ENOTSUP.
  * MADV_COLLAPSE makes leaves of private anonymous memory (EINVAL for other); EAGAIN: written or
  * pinned meanwhile.
  */
@@ -97,7 +105,12 @@ int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
  * (shared memory in the range).
  */
 void *arena_snapshot(arena_t *a, const void *addr, size_t len);
-/* msync(2), mincore(2): a page is in core if it is present, or its shared memory has it. */
+/*
+ * msync(2): of files MS_SYNC writes what is dirty to their disk, and fails as write(2) and fdatasync(2) do; an
+ * error that came when nobody waited is told by the next call for each mapping. What could not be written is
+ * tried again. MS_ASYNC begins to write; MS_INVALIDATE drops what is clean.
+ * mincore(2): a page is in core if it is present, or its shared memory or file has it.
+ */
 int arena_msync(arena_t *a, void *addr, size_t len, int flags);
 int arena_mincore(arena_t *a, void *addr, size_t len, unsigned char *vec);
 /*

@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * writeback.c - what was written to mapped files gets into them.
+ *
+ * A page is dirty (PG_DIRTY, truth) from before an entry permits writing until after it was written. Who
+ * wants pages written (msync, munmap, an interval, the end of the last mapping) queues a request; an object
+ * serves one at a time, in passes over up to FILE_IO_PAGES dirty pages:
+ *
+ *	IDLE --> CLEANING --> WRITING --+--> next pages ... --> SYNCING --> request done
+ *	          |                     |
+ *	          |                     +-- a page is clean unless it was made writable meanwhile
+ *	          +-- PG_WRITEBACK; no entry may write; all who map it have acknowledged
+ *
+ * A pass goes over the range once, upwards, so a program that writes all the time ends no msync from
+ * returning. Who does not acknowledge in time is not waited for: the pages are written as they are and
+ * stay dirty. What cannot be written stays dirty, too, and is tried again; with the last mapping it is lost,
+ * and the log says so.
+ *
+ * A worker that dies leaves dirty pages dirty, whatever was under way: they are written again.
+ */
+#include <errno.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "daemon/virt/file.h"
+
+static void pass_step(struct object *o);
+
+/* ---- dirty ---------------------------------------------------------------------------------------- */
+
+void file_count_dirty(struct object *o, struct page *page)
+{
+	struct file *f = o->file;
+
+	if (!f->nr_dirty++)
+		f->dirtied_at = clock_now();
+	phys_node_stat_add(file_node(o, page_to_pfn(o->virt->phys, page)), NR_FILE_DIRTY, 1);
+}
+
+void file_dirty(struct object *o, pfn_t pfn)
+{
+	struct page *page = pfn_to_page(o->virt->phys, pfn);
+
+	if (!(page->flags & PG_DIRTY)) {
+		truth_store(&page->flags, page->flags | PG_DIRTY);
+		file_count_dirty(o, page);
+		phys_node_stat_add(file_node(o, pfn), NR_DIRTIED, 1);
+	} else if ((page->flags & (PG_WRITEBACK | PG_REDIRTY)) == PG_WRITEBACK) {
+		truth_store(&page->flags, page->flags | PG_REDIRTY);
+	}
+}
+
+static void end_writeback(struct object *o, struct page *page, uint32_t also)
+{
+	if (page->flags & PG_WRITEBACK)
+		phys_node_stat_add(file_node(o, page_to_pfn(o->virt->phys, page)), NR_WRITEBACK,
+				   -1);
+	truth_store(&page->flags, page->flags & ~(PG_WRITEBACK | PG_REDIRTY | also));
+}
+
+void file_undirty(struct object *o, struct page *page)
+{
+	if (!(page->flags & PG_DIRTY))
+		return;
+	end_writeback(o, page, PG_DIRTY);
+	o->file->nr_dirty--;
+	phys_node_stat_add(file_node(o, page_to_pfn(o->virt->phys, page)), NR_FILE_DIRTY, -1);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------- */
+
+static void note_error(struct file *f, int error)
+{
+	f->error = error;
+	f->error_seq++;
+}
+
+static void request_done(struct object *o, struct file_request *r)
+{
+	struct file *f = o->file;
+	struct io_wait *w = r->wait;
+
+	TAILQ_REMOVE(&f->requests, r, link);
+	f->pass = (struct file_pass){0};
+	if (r->error && !(w && r->sync)) {
+		note_error(f, r->error);
+		log_warning("cannot write %.255s: %s", o->record->name, error_text(r->error));
+	}
+	if (w) {
+		struct file_request **at = &w->requests;
+
+		while (*at != r)
+			at = &(*at)->next_of_wait;
+		*at = r->next_of_wait;
+		io_wait_end(w, r->error);
+	}
+	free(r);
+}
+
+void file_request(struct object *o, uint64_t first, uint64_t last, bool sync, struct io_wait *wait)
+{
+	struct file *f = o->file;
+	struct file_request *r = mem_alloc(sizeof(*r));
+
+	if (!r) {
+		if (wait && !wait->error)
+			wait->error = ARENA_E_NO_MEMORY;
+		return;
+	}
+	*r = (struct file_request){.first = first, .last = last, .sync = sync, .wait = wait};
+	if (wait) {
+		r->next_of_wait = wait->requests;
+		wait->requests = r;
+		wait->pending++;
+	}
+	TAILQ_INSERT_TAIL(&f->requests, r, link);
+	if (TAILQ_FIRST(&f->requests) == r)
+		pass_step(o);
+}
+
+/* ---- a pass: which pages ------------------------------------------------------------------------------- */
+
+/* The lowest chunk from `index` on; NULL. */
+static struct chunk *next_chunk(struct object *o, uint64_t index)
+{
+	struct chunk *c, *next, *best = NULL;
+
+	HASH_ITER(hh, o->chunks, c, next) {
+		if (c->index >= index && (!best || c->index < best->index))
+			best = c;
+	}
+	return best;
+}
+
+static void gather(struct object *o, struct file_io *io, uint64_t from, uint64_t last)
+{
+	struct phys *p = o->virt->phys;
+	struct chunk *c;
+
+	for (c = next_chunk(o, from / ARENA_LEAF_PAGES); c && io->nr < FILE_IO_PAGES;
+	     c = next_chunk(o, c->index + 1)) {
+		uint64_t base = c->index * ARENA_LEAF_PAGES, i = from > base ? from - base : 0;
+
+		if (base > last)
+			return;
+		for (; i < ARENA_LEAF_PAGES && base + i <= last && io->nr < FILE_IO_PAGES; i++) {
+			pfn_t pfn = c->pages[i];
+
+			if (pfn == PFN_NONE || !(pfn_to_page(p, pfn)->flags & PG_DIRTY))
+				continue;
+			get_page(p, pfn);
+			io->pgoff[io->nr] = (uint32_t)(base + i);
+			io->pfn[io->nr++] = pfn;
+		}
+	}
+}
+
+static void mark_writeback(struct object *o, const struct file_io *io)
+{
+	for (unsigned i = 0; i < io->nr; i++) {
+		struct page *page = pfn_to_page(o->virt->phys, io->pfn[i]);
+
+		truth_store(&page->flags, page->flags | PG_WRITEBACK);
+		phys_node_stat_add(file_node(o, io->pfn[i]), NR_WRITEBACK, 1);
+	}
+}
+
+/* Take the right to write these pages from one VMA, and tell its client. */
+static void clean_vma(struct vma *v, struct file_pass *pass)
+{
+	const struct file_io *io = pass->io;
+	uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT, start = 0, end = 0;
+	unsigned before;
+
+	for (unsigned i = 0; i < io->nr; i++) {
+		uint64_t addr = v->start + ((io->pgoff[i] - v->pgoff) << ARENA_PAGE_SHIFT);
+		struct pte_ref ref;
+
+		if (io->pgoff[i] < v->pgoff || io->pgoff[i] - v->pgoff >= pages ||
+		    !pgtable_lookup(v->mm, addr, &ref) || !(*ref.entry & ARENA_PTE_WRITE) ||
+		    arena_pte_pfn(*ref.entry) != io->pfn[i])
+			continue;
+		pte_switch(v->mm, &ref, *ref.entry & ~ARENA_PTE_WRITE);
+		start = start ? start : addr;
+		end = addr + ARENA_PAGE_SIZE;
+	}
+	if (start)
+		flush_post(v->mm, ARENA_FLUSH_WRPROTECT, start, end);
+	/* Also what took the right before, and is not acknowledged yet. */
+	mm_flush_collect(v->mm);
+	before = pass->wait.pending;
+	flush_wait_add(&pass->wait, v->mm);
+	if (pass->wait.pending == before && v->mm->acked < v->mm->posted && !v->mm->dying)
+		pass->late = true;
+	if (pass->wait.pending != before)
+		mm_flush_want(v->mm, true);
+}
+
+/* ---- a pass: step by step -------------------------------------------------------------------------------- */
+
+static void submit_pass(struct object *o)
+{
+	o->file->pass.state = PASS_WRITING;
+	file_io_submit(o->file->pass.io);
+}
+
+static void pass_cleaned(struct flush_wait *w)
+{
+	struct file_pass *pass = container_of(w, struct file_pass, wait);
+
+	if (pass->state == PASS_CLEANING)
+		submit_pass(pass->io->object);
+}
+
+static void clean_pages(struct object *o)
+{
+	struct file_pass *pass = &o->file->pass;
+	struct vma *v;
+	uint64_t msecs = state_tunable(o->virt->state, TUNABLE_FLUSH_DEADLINE_MSECS);
+
+	/* An acknowledgement that is collected on the way must not end the wait before it is whole. */
+	pass->state = PASS_IDLE;
+	pass->late = false;
+	pass->wait = (struct flush_wait){.done = pass_cleaned};
+	mark_writeback(o, pass->io);
+	LIST_FOREACH(v, &o->vmas, in_object)
+		if (v->flags & VM_SHARED)
+			clean_vma(v, pass);
+	if (!pass->wait.pending) {
+		submit_pass(o);
+		return;
+	}
+	pass->state = PASS_CLEANING;
+	pass->deadline = clock_now() + msecs * NSEC_PER_MSEC;
+}
+
+/* All pages of the request are written, or as many as could be. */
+static void pass_end(struct object *o, struct file_request *r)
+{
+	struct file *f = o->file;
+
+	if (r->sync && !r->error && f->wfd >= 0) {
+		f->pass.io = file_io_new(o, FILE_SYNC, f->wfd);
+		if (f->pass.io) {
+			f->pass.state = PASS_SYNCING;
+			file_io_submit(f->pass.io);
+			return;
+		}
+		r->error = -ENOMEM;
+	}
+	request_done(o, r);
+}
+
+/* The next pages of the first request, and so on to the last request. */
+static void pass_step(struct object *o)
+{
+	struct file *f = o->file;
+	struct file_request *r;
+
+	while ((r = TAILQ_FIRST(&f->requests)) && f->pass.state == PASS_IDLE) {
+		struct file_io *io = NULL;
+
+		f->pass.next = MAX(f->pass.next, r->first);
+		if (f->nr_dirty && !r->error && f->pass.next <= r->last) {
+			if (f->wfd < 0)
+				r->error = -EBADF;
+			else if (!(io = file_io_new(o, FILE_WRITE, f->wfd)))
+				r->error = -ENOMEM;
+		}
+		if (io)
+			gather(o, io, f->pass.next, r->last);
+		if (io && io->nr) {
+			f->pass.io = io;
+			f->pass.next = io->pgoff[io->nr - 1] + UINT64_C(1);
+			clean_pages(o);
+			return;
+		}
+		if (io)
+			file_io_free(io);
+		pass_end(o, r);
+	}
+}
+
+/* What became of a page that was to be written. */
+static void page_written(struct object *o, pfn_t pfn, bool clean)
+{
+	struct page *page = pfn_to_page(o->virt->phys, pfn);
+
+	/* The object may have let it go meanwhile. */
+	if (page->mapping == o->id && page->flags & PG_WRITEBACK) {
+		if (clean && !(page->flags & PG_REDIRTY)) {
+			file_undirty(o, page);
+			phys_node_stat_add(file_node(o, pfn), NR_WRITTEN, 1);
+		} else {
+			end_writeback(o, page, 0);
+		}
+	}
+	put_page(o->virt->phys, pfn);
+}
+
+void file_write_done(struct file_io *io)
+{
+	struct object *o = io->object;
+	struct file *f = o->file;
+	struct file_request *r = TAILQ_FIRST(&f->requests);
+	bool synced = io->kind == FILE_SYNC;
+
+	for (unsigned i = 0; i < io->nr; i++)
+		page_written(o, io->pfn[i], i < io->done && !f->pass.late);
+	if (!synced)
+		state_event(o->virt->state, EV_PGPGOUT,
+			    (uint64_t)io->done << (ARENA_PAGE_SHIFT - 10));
+	/* What is still dirty is so since now. */
+	f->dirtied_at = clock_now();
+	r->error = r->error ? r->error : io->error;
+	/* The kernel tells this once, to who asks first: the others hear it of us. */
+	if (synced && io->error)
+		note_error(f, io->error);
+	f->pass.io = NULL;
+	f->pass.state = PASS_IDLE;
+	file_io_free(io);
+	if (synced)
+		request_done(o, r);
+	pass_step(o);
+	object_release(o);
+}
+
+/* ---- the end, and time -------------------------------------------------------------------------------------- */
+
+bool file_unused(struct object *o)
+{
+	struct file *f = o->file;
+
+	if (f->nr_dirty && !f->last && f->wfd >= 0) {
+		f->last = true;
+		file_request(o, 0, UINT64_MAX, false, NULL);
+	}
+	if (!TAILQ_EMPTY(&f->requests) || !LIST_EMPTY(&f->ios))
+		return false;
+	if (f->nr_dirty)
+		log_warning("%llu changed pages of %.255s are lost",
+			    (unsigned long long)f->nr_dirty, o->record->name);
+	return true;
+}
+
+static uint64_t interval(const struct virt *v, enum tunable t)
+{
+	return state_tunable(v->state, t) * (NSEC_PER_SEC / 100);
+}
+
+static void look_at_files(struct virt *v, uint64_t now)
+{
+	uint64_t expire = interval(v, TUNABLE_DIRTY_EXPIRE_CENTISECS);
+	struct object *o;
+
+	LIST_FOREACH(o, &v->objects, link) {
+		if (o->kind != OBJECT_FILE)
+			continue;
+		if (o->nr_vmas)
+			file_refresh_size(o);
+		if (o->file->nr_dirty && now >= o->file->dirtied_at + expire &&
+		    TAILQ_EMPTY(&o->file->requests))
+			file_request(o, 0, UINT64_MAX, false, NULL);
+	}
+}
+
+/* Who has not acknowledged by now may still write: what is written stays dirty. */
+static void end_late_waits(struct virt *v, uint64_t now)
+{
+	struct object *o;
+
+	LIST_FOREACH(o, &v->objects, link) {
+		struct file_pass *pass = o->kind == OBJECT_FILE ? &o->file->pass : NULL;
+
+		if (!pass || pass->state != PASS_CLEANING || now < pass->deadline)
+			continue;
+		flush_wait_cancel(&pass->wait);
+		pass->late = true;
+		submit_pass(o);
+	}
+}
+
+void virt_files_tick(struct virt *v, uint64_t now)
+{
+	uint64_t every = interval(v, TUNABLE_DIRTY_WRITEBACK_CENTISECS);
+
+	CONTROL_THREAD();
+	if (!v->files.nr_files)
+		return;
+	end_late_waits(v, now);
+	if (!every || now < v->files.next_interval || now == UINT64_MAX)
+		return;
+	v->files.next_interval = now + every;
+	look_at_files(v, now);
+}
+
+uint64_t virt_files_deadline(const struct virt *v)
+{
+	uint64_t at = UINT64_MAX;
+	const struct object *o;
+
+	if (!v->files.nr_files)
+		return at;
+	if (state_tunable(v->state, TUNABLE_DIRTY_WRITEBACK_CENTISECS))
+		at = v->files.next_interval;
+	LIST_FOREACH(o, &v->objects, link)
+		if (o->kind == OBJECT_FILE && o->file->pass.state == PASS_CLEANING)
+			at = MIN(at, o->file->pass.deadline);
+	return at;
+}
