@@ -276,7 +276,8 @@ int arena_madvise(arena_t *a, void *addr, size_t len, int advice)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Madvise call = ARENA__MADVISE__INIT;
-	int r, tries = advice == MADV_COLLAPSE ? COLLAPSE_TRIES : 1;
+	bool copies = advice == MADV_COLLAPSE || advice == ARENA_MADV_GATHER;
+	int r, tries = copies ? COLLAPSE_TRIES : 1;
 
 	if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE)
 		return populate_call(a, addr, len, advice == MADV_POPULATE_WRITE, -EINVAL);

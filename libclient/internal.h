@@ -104,6 +104,8 @@ struct arena {
 	struct job_list flush_jobs;
 	bool trapped; /* counted by trap_install() */
 
+	uint64_t refused[64]; /* gather.c: leaves, by the lowest bits of their numbers; without a lock */
+
 	/* fork.c */
 	uint32_t forking;    /* futex: 1 between the copy and the child */
 	pid_t forker;        /* thread */
@@ -237,6 +239,11 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box);
  * which may be the reply's own error. `blocked`: as tlb_lock. Async-signal-safe.
  */
 int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked);
+
+/* ---- gather.c ---- */
+
+/* A miss at addr, near the limit of mappings: see to it that fewer are needed. Without the tlb lock. */
+void client_gather(struct arena *a, uint64_t addr);
 
 /* ---- zero.c ---- */
 

@@ -20,6 +20,7 @@
 #include "base/util.h"
 #include "libclient/own.h"
 
+#define CROWDED 4096u /* misses that look after an eviction */
 #define SLOT_LOST (-1) /* in the place of a descriptor plus one */
 
 uint64_t tlb_lock(struct tlb *t, bool blocked)
@@ -252,6 +253,7 @@ static void evict(struct tlb *t)
 	BUG_ON(tlb_ops(t)->evict(t) < 0);
 	forget(t);
 	count(&t->channel->evictions, 1);
+	store_relaxed(&t->crowded, CROWDED);
 }
 
 static void mark_bits(uint64_t *words, unsigned first, unsigned nr, bool set)

@@ -96,9 +96,10 @@ struct tlb {
 	/* kernel mappings that the trap left where nothing is mapped, at most: see stale.c */
 	uint64_t nr_stale, *stale;
 	uint64_t stale_ready[NOTE_CHUNKS_MAX / 64];
-	uint64_t left_out;                    /* a leaf that no run of others takes along; 0: none */
-	uint64_t max_maps;                    /* drop everything above this estimate */
-	uint64_t applied;                     /* flushes done; read without the lock, too */
+	uint64_t left_out; /* a leaf that no run of others takes along; 0: none */
+	uint32_t crowded;  /* misses that shall still have pages gathered; without a lock */
+	uint64_t max_maps; /* drop everything above this estimate */
+	uint64_t applied;  /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
 
@@ -142,6 +143,8 @@ static inline bool tlb_is_writable_hole(uint64_t pte)
 /* The entry of `addr`, which lies in the window. True if a mappable entry is present. */
 bool tlb_walk(const struct tlb *t, uint64_t addr, struct tlb_walk *w);
 bool tlb_permits(uint64_t pte, unsigned prot);
+/* How many pages in the table of addr have a neighbour there that lies elsewhere in the arena? */
+unsigned tlb_count_breaks(const struct tlb *t, uint64_t addr);
 /* The largest run around w's entry that one mmap can map. */
 void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w,
 		  struct tlb_run *run);

@@ -69,6 +69,7 @@ static void serve(struct arena *a, const struct userfault_event *e)
 	unsigned access = e->write || e->protected ? PROT_WRITE : PROT_READ;
 	struct fault_signal refused;
 
+	client_gather(a, e->address);
 	for (int i = 0; i < USERFAULT_MAX_TRIES; i++) {
 		int r = try_refill(a, e, access, i == 0);
 

@@ -85,6 +85,8 @@ int client_fault(struct arena *a, uint64_t addr, unsigned access, struct fault_s
 		int r;
 
 		fork_gate(a);
+		if (i == 0)
+			client_gather(a, addr);
 		tlb_lock(&a->tlb, true);
 		r = tlb_refill(&a->tlb, addr, access, &holes);
 		tlb_unlock(&a->tlb, 0, true);

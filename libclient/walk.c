@@ -137,3 +137,19 @@ void tlb_find_run(const struct tlb *t, uint64_t addr, const struct tlb_walk *w, 
 	run->start = table_start + ((uint64_t)first << shift);
 	run->end = table_start + ((uint64_t)next << shift);
 }
+
+unsigned tlb_count_breaks(const struct tlb *t, uint64_t addr)
+{
+	struct tlb_walk w;
+	unsigned breaks = 0;
+	uint64_t last = 0;
+
+	tlb_walk(t, addr, &w);
+	for (unsigned i = 0; w.level == 0 && i < ARENA_PTRS_PER_TABLE; i++) {
+		uint64_t pte = read_entry(t, w.table, i);
+
+		breaks += (last & pte & ARENA_PTE_PRESENT) && !in_sequence(last, pte, 1, 0);
+		last = pte;
+	}
+	return breaks;
+}

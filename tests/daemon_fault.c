@@ -142,7 +142,17 @@ static void test_churn(void **state)
 
 /* ---- the software TLB's limit -------------------------------------------------------------- */
 
-#define SCATTERED ((300ul << 20) / PAGE)
+#define SCATTERED ((220ul << 20) / PAGE) /* and as much again for the copies */
+
+static uint64_t evictions_of(arena_t *a)
+{
+	char text[65536], pid[16], value[32];
+
+	CHECK(arena_attr_read(a, CLIENTS_PATH, text, sizeof(text)) > 0);
+	snprintf(pid, sizeof(pid), "%d", (int)getpid());
+	CHECK(table_lookup(text, "pid", pid, "evictions", value, sizeof(value)));
+	return strtoull(value, NULL, 10);
+}
 
 /*
  * More pages than the kernel has mappings for, each touched in an order that lets no two
@@ -150,34 +160,35 @@ static void test_churn(void **state)
  */
 static void do_scattered(struct test_daemon *d, void *arg)
 {
-	size_t pages = SCATTERED, step = 40503; /* odd, no divisor of the number of pages */
+	size_t pages = SCATTERED, step = 40507; /* no factor of the number of pages */
 	arena_t *a = client_open(d);
 	char *p = client_map(a, pages * PAGE);
 	uint64_t *evictions = arg;
-	char text[65536], pid[16], value[32];
 
 	CHECK_OK(arena_madvise(a, p, pages * PAGE, MADV_NOHUGEPAGE));
 	CHECK_OK(arena_madvise(a, p, pages * PAGE, MADV_RANDOM));
 	for (size_t i = 0, at = 0; i < pages; i++, at = (at + step) % pages)
 		*(uint64_t *)(void *)(p + at * PAGE) = at + 1;
-	for (size_t i = 0, at = 0; i < pages; i++, at = (at + step) % pages)
-		CHECK(*(uint64_t *)(void *)(p + at * PAGE) == at + 1);
-	CHECK(arena_attr_read(a, CLIENTS_PATH, text, sizeof(text)) > 0);
-	snprintf(pid, sizeof(pid), "%d", (int)getpid());
-	CHECK(table_lookup(text, "pid", pid, "evictions", value, sizeof(value)));
-	*evictions = strtoull(value, NULL, 10);
+	for (int pass = 0; pass < 2; pass++) {
+		for (size_t i = 0, at = 0; i < pages; i++, at = (at + step) % pages)
+			CHECK(*(uint64_t *)(void *)(p + at * PAGE) == at + 1);
+		evictions[pass] = evictions_of(a);
+	}
 	arena_close(a);
 }
 
 static void test_scattered(void **state)
 {
 	const struct test_daemon *d = *state;
-	uint64_t *evictions = shared_alloc(sizeof(*evictions));
+	uint64_t *evictions = shared_alloc(2 * sizeof(*evictions));
 
 	client_run(*state, do_scattered, evictions);
 	/* The whole flush of each worker's recovery makes room, too. */
-	assert_true(*evictions > 0 || d->killer);
-	shared_free(evictions, sizeof(*evictions));
+	assert_true(evictions[0] > 0 || d->killer);
+	/* By then the pages were moved together, and all of them can be mapped. */
+	assert_true(evictions[1] == evictions[0] || d->killer);
+	print_message("%u evictions\n", (unsigned)evictions[0]);
+	shared_free(evictions, 2 * sizeof(*evictions));
 }
 
 /* ---- filling ahead ------------------------------------------------------------------------- */

@@ -226,6 +226,61 @@ static void test_overcommit(void **state)
 
 /* ---- madvise ------------------------------------------------------------------------------- */
 
+/* How many pages of [at, at + n pages) lie elsewhere than behind the one before? */
+static unsigned breaks(uint64_t at, unsigned n)
+{
+	unsigned i, sum = 0;
+
+	for (i = 1; i < n; i++)
+		sum += client_pfn(c, at + PAGE(i)) != client_pfn(c, at + PAGE(i - 1)) + 1;
+	return sum;
+}
+
+static int gather(uint64_t at, uint64_t len)
+{
+	int r = vm_madvise(c->mm, at, len, ARENA_MADV_GATHER, NULL);
+
+	client_ack_all(c);
+	assert_true(virt_is_valid(m.virt));
+	return r;
+}
+
+static void test_gather(void **state)
+{
+	uint64_t at = map_small(LEAF(2)), base = ALIGN_UP(at, ARENA_LEAF_SIZE), free, next;
+	pfn_t pinned;
+	unsigned i;
+
+	(void)state;
+	/* In an order that no neighbours lie together, and with a hole of ten pages. */
+	for (i = 0; i < 300; i++)
+		if (i * 7 % 300 < 100 || i * 7 % 300 >= 110)
+			put(base + PAGE(i * 7 % 300), i * 7 % 300 + 1);
+	client_ack_all(c);
+	assert_true(breaks(base, 100) > 50);
+	free = phys_free_pages(m.phys);
+	assert_int_equal(vm_pin(c->mm, base + PAGE(50), PAGE(1), true, 0, &next), 0);
+	pinned = client_pfn(c, base + PAGE(50));
+	/* Who writes between the two halves has it begin anew. */
+	assert_int_equal(gather(base, LEAF(1)), ARENA_E_AGAIN);
+	put(base + PAGE(7), 1000);
+	assert_int_equal(gather(base, LEAF(1)), ARENA_E_AGAIN);
+	assert_int_equal(gather(base, LEAF(1)), 0);
+	assert_int_equal(breaks(base, 50) + breaks(base + PAGE(51), 49), 0);
+	assert_int_equal(breaks(base + PAGE(110), 190), 0);
+	assert_int_equal(client_pfn(c, base + PAGE(50)), pinned);
+	assert_int_equal(phys_free_pages(m.phys), free);
+	for (i = 0; i < 300; i++)
+		if (i < 100 || i >= 110)
+			assert_int_equal(get(base + PAGE(i)), i == 7 ? 1000 : i + 1);
+	assert_int_equal(get(base + PAGE(105)), 0);
+	assert_int_equal(vm_unpin(c->mm, base + PAGE(50), PAGE(1)), 0);
+	/* Nothing is left to do. */
+	assert_int_equal(gather(base, PAGE(50)), 0);
+	at = client_map(c, LEAF(1), PROT_RW, MAP_ANON_SHARED);
+	assert_int_equal(gather(at, LEAF(1)), ARENA_E_INVALID);
+}
+
 static void test_collapse(void **state)
 {
 	uint64_t at = map_small(LEAF(3)), base = ALIGN_UP(at, ARENA_LEAF_SIZE), i;
@@ -338,9 +393,9 @@ static void test_mincore_msync(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_mlock_counts), TEST(test_mlock_limits),  TEST(test_populate_lock),
-		TEST(test_growsdown),    TEST(test_overcommit),    TEST(test_collapse),
-		TEST(test_remove),       TEST(test_mincore_msync),
+		TEST(test_mlock_counts), TEST(test_mlock_limits), TEST(test_populate_lock),
+		TEST(test_growsdown),    TEST(test_overcommit),   TEST(test_gather),
+		TEST(test_collapse),     TEST(test_remove),       TEST(test_mincore_msync),
 	};
 
 	log_set_level(LOG_LEVEL_ERR);

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "arena/arena.h"
 #include "base/clock.h"
 #include "base/faultpoint.h"
 #include "base/log.h"

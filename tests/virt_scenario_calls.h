@@ -200,6 +200,27 @@ static void step_file(void)
 	close(fd);
 }
 
+static void step_gather(void)
+{
+	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0), i;
+	int r = ARENA_E_AGAIN;
+
+	advise(A, at, LEAF(1), MADV_NOHUGEPAGE);
+	for (i = 0; i < 20; i++)
+		put(A, at + PAGE(i * 7 % 20));
+	for (i = 0; i < 8 && r == ARENA_E_AGAIN; i++) {
+		r = vm_madvise(A->c->mm, at, LEAF(1), ARENA_MADV_GATHER, NULL);
+		ack(A, true);
+		ack(B, true);
+	}
+	assert_int_equal(r, 0);
+	for (i = 1; i < 20; i++)
+		assert_int_equal(client_pfn(A->c, at + PAGE(i)), client_pfn(A->c, at) + i);
+	get(A, at + PAGE(3));
+	put(A, at + PAGE(4));
+	unmap(A, at, LEAF(1));
+}
+
 static void step_collapse(void)
 {
 	uint64_t at = map(A, 0, LEAF(1), PROT_RW, MAP_PRIVATE, NULL, 0), i;

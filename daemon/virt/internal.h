@@ -560,6 +560,11 @@ uint64_t vma_start_gap(const struct vma *v);
 /* MADV_COLLAPSE of part of v. *again: rights were taken; flush, and call once more. */
 int collapse_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bool *again);
 
+/* ---- gather.c ---- */
+
+/* ARENA_MADV_GATHER of part of v; *again as above. */
+int gather_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bool *again);
+
 /* ---- pin.c ---- */
 static inline uint32_t page_pins(const struct page *page)
 {

@@ -9,6 +9,7 @@
  * What there is no reclaim for yet is taken for what it is, a hint: FREE keeps the pages (Linux may,
  * too, until memory is short), COLD and PAGEOUT leave them where they are, MERGEABLE is noted.
  */
+#include "arena/arena.h"
 #include "daemon/virt/file.h"
 
 #ifndef MADV_DONTNEED_LOCKED
@@ -24,7 +25,7 @@ struct advised {
 	uint64_t start, end;
 	struct flush_wait *wait;
 	bool settled; /* every flush posted before this call is acknowledged */
-	bool again;   /* COLLAPSE: flush, then call again */
+	bool again;   /* COLLAPSE, GATHER: flush, then call again */
 };
 
 struct advice {
@@ -89,6 +90,11 @@ static int advise_collapse(struct advised *a)
 	return collapse_range(a->vma, a->start, a->end, a->settled, &a->again);
 }
 
+static int advise_gather(struct advised *a)
+{
+	return gather_range(a->vma, a->start, a->end, a->settled, &a->again);
+}
+
 #define VM_LOCKED_SPECIAL (VM_LOCKED | VM_SPECIAL)
 static const struct advice advices[] = {
 	{MADV_NORMAL, 0, VM_SEQ_READ | VM_RAND_READ, 0, NULL},
@@ -112,6 +118,7 @@ static const struct advice advices[] = {
 	{MADV_HUGEPAGE, VM_HUGEPAGE, VM_NOHUGEPAGE, 0, NULL},
 	{MADV_NOHUGEPAGE, VM_NOHUGEPAGE, VM_HUGEPAGE, 0, NULL},
 	{MADV_COLLAPSE, 0, 0, VM_NOHUGEPAGE | VM_SPECIAL, advise_collapse},
+	{ARENA_MADV_GATHER, 0, 0, VM_SPECIAL, advise_gather},
 };
 
 static const struct advice *find_advice(int advice)

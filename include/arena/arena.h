@@ -95,7 +95,12 @@ void *arena_mremap(arena_t *a, void *old, size_t old_len, size_t new_len, int fl
  * MADV_WILLNEED begins to read a file; MADV_REMOVE of a file is ENOTSUP.
  * MADV_COLLAPSE makes leaves of private anonymous memory (EINVAL for other); EAGAIN: written or
  * pinned meanwhile.
+ * ARENA_MADV_GATHER, which Linux has not, moves single pages of private anonymous memory together, so that
+ * each 2 MiB needs one kernel mapping, without making a leaf of them; EINVAL for other memory, EAGAIN: written
+ * meanwhile, ENOMEM: a hole in the range, EBUSY: no block of 2 MiB is free. The library does it by itself near
+ * vm.max_map_count.
  */
+#define ARENA_MADV_GATHER 1000
 int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
 /*
  * A private copy of [addr, addr + len) at a new address, as it is at this moment even while other
