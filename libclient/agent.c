@@ -174,7 +174,8 @@ static void *bell_main(void *arg)
 		if (__atomic_exchange_n(&g->ring, 0, __ATOMIC_SEQ_CST))
 			os_eventfd_ring(load_relaxed(&a->doorbell));
 		if (__atomic_exchange_n(&g->wake, 0, __ATOMIC_SEQ_CST))
-			userfault_wake(a->trap.fd, (void *)(uintptr_t)a->tlb.base, a->tlb.size);
+			userfault_wake(a->trap.fd, (void *)(uintptr_t)a->tlb.base,
+				       load_relaxed(&a->tlb.size));
 		read_move(a);
 		os_futex_wait_private(&g->bell_word, word, 0);
 	}

@@ -95,7 +95,7 @@ static void same_stats(struct fake_client *c, const struct mm_stats *was)
 
 static void everything_comes_back(void)
 {
-	uint64_t anon, seg, far, addr, pfn, stat[NR_NODE_ITEMS];
+	uint64_t anon, seg, far, addr, pfn, pinned = 0, stat[NR_NODE_ITEMS];
 	uint32_t h, g;
 	struct mm_stats was[3];
 	struct segment_info before, after;
@@ -108,6 +108,11 @@ static void everything_comes_back(void)
 	put(client[0], anon + LEAF(1), 2);
 	assert_int_equal(vm_munmap(client[0]->mm, anon + PAGE(9), PAGE(1)), 0);
 	assert_int_equal(vm_mprotect(client[0]->mm, anon + PAGE(20), PAGE(5), PROT_READ), 0);
+	/* A locked leaf across two VMAs, which differ in advice; and a pin. */
+	assert_int_equal(vm_mlock(client[0]->mm, anon + LEAF(1), LEAF(1), false), 0);
+	assert_int_equal(vm_madvise(client[0]->mm, anon + LEAF(1), PAGE(7), MADV_DONTFORK, NULL),
+			 0);
+	assert_int_equal(vm_pin(client[0]->mm, anon, PAGE(1), true, 0, &pinned), 0);
 	h = segment(client[0], "ours", O_RDWR | O_CREAT, 0666);
 	segment(client[0], "mine", O_RDWR | O_CREAT, 0600);
 	assert_int_equal(mm_truncate_segment(client[0]->mm, h, (int64_t)LEAF(2) + 9, NULL), 0);
@@ -131,6 +136,7 @@ static void everything_comes_back(void)
 	assert_int_equal(crash.stats.objects, 2);
 	assert_int_equal(crash.stats.repaired + crash.stats.stray_frames, 0);
 	assert_int_equal(crash.stats.limbo_pages, 0);
+	assert_int_equal(crash.stats.phys.damaged, 0);
 	for (i = 0; i < 3; i++)
 		same_stats(client[i], &was[i]);
 	assert_memory_equal(stat, phys_node(m.phys, 0)->stat, sizeof(stat));
