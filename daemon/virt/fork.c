@@ -224,8 +224,11 @@ static int snapshot_place(struct mm *mm, uint64_t start, uint64_t len, uint64_t 
 	uint64_t offset = start % ARENA_LEAF_SIZE, free_at;
 	int r = area_find(mm, len + ARENA_LEAF_SIZE, 0, &free_at);
 
-	if (r)
-		return area_find(mm, len, 0, at);
+	if (r) {
+		/* In a window so full: there, or nowhere. A leaf cannot begin inside another's place. */
+		r = area_find(mm, len, 0, at);
+		return r || IS_ALIGNED(*at - start, ARENA_LEAF_SIZE) ? r : ARENA_E_NO_MEMORY;
+	}
 	*at = ALIGN_DOWN(free_at, ARENA_LEAF_SIZE) + offset;
 	if (*at < free_at)
 		*at += ARENA_LEAF_SIZE;
