@@ -202,6 +202,14 @@ static void test_off(void **state)
 	daemon_write(d, ZERO_PAGE, "1");
 }
 
+static int setup(void **state)
+{
+	int r = daemon_group_setup(state);
+
+	daemon_write(*state, ZERO_PAGE, "1");
+	return r;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -209,5 +217,5 @@ int main(void)
 		daemon_test(test_fork), daemon_test(test_restart), daemon_test(test_off),
 	};
 
-	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);
+	return cmocka_run_group_tests(tests, setup, daemon_group_teardown);
 }

@@ -107,11 +107,11 @@ static void tell(const struct mm *mm)
 	struct state *s = mm->virt->state;
 
 	if (!s->counters[EV_ARENA_GATHER_FAILED])
-		log_warning("pages of client %d cannot be moved together: no block of 2 MiB is "
-			    "free. It "
-			    "is near vm.max_map_count, and will map and unmap the same pages again "
-			    "and again",
-			    (int)mm_pid(mm));
+		log_notice("pages of client %d cannot be moved together: no block of 2 MiB is "
+			   "free. It "
+			   "is near vm.max_map_count, and will map and unmap the same pages again "
+			   "and again",
+			   (int)mm_pid(mm));
 	state_event(s, EV_ARENA_GATHER_FAILED, 1);
 }
 
