@@ -104,7 +104,8 @@ struct arena {
 	struct job_list flush_jobs;
 	bool trapped; /* counted by trap_install() */
 
-	uint64_t refused[64]; /* gather.c: leaves, by the lowest bits of their numbers; without a lock */
+	uint64_t refused
+		[64]; /* gather.c: leaves, by the lowest bits of their numbers; without a lock */
 
 	/* fork.c */
 	uint32_t forking;    /* futex: 1 between the copy and the child */

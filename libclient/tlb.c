@@ -20,7 +20,7 @@
 #include "base/util.h"
 #include "libclient/own.h"
 
-#define CROWDED 4096u /* misses that look after an eviction */
+#define CROWDED 4096u  /* misses that look after an eviction */
 #define SLOT_LOST (-1) /* in the place of a descriptor plus one */
 
 uint64_t tlb_lock(struct tlb *t, bool blocked)

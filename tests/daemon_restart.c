@@ -66,7 +66,8 @@ static void test_idle(void **state)
 
 	/* A gate each: the fastest would take another one's turn as well. */
 	for (unsigned i = 0; i < CLIENTS; i++) {
-		m[i] = (struct meeting){.ready = ready, .go = gate_make(), .steps = KILLS, .number = i};
+		m[i] = (struct meeting){
+			.ready = ready, .go = gate_make(), .steps = KILLS, .number = i};
 		pid[i] = client_start(d, rest_over_restarts, &m[i]);
 	}
 	for (unsigned k = 0; k < KILLS; k++) {

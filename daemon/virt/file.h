@@ -47,7 +47,6 @@ struct file_io {
 	int error;     /* -errno of what did not */
 };
 LIST_HEAD(file_io_list, file_io);
-TAILQ_HEAD(held_list, file_io);
 
 /* Have part of a file written. */
 struct file_request {

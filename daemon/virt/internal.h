@@ -242,12 +242,13 @@ LIST_HEAD(object_list, object);
 #define FILE_QUEUES 8u
 struct file_io;
 struct workqueue;
+TAILQ_HEAD(held_list, file_io);
 struct files {
 	const struct file_ops *ops;
 	bool threads;
 	int eventfd; /* of all queues */
 	struct workqueue *queue[FILE_QUEUES];
-	TAILQ_HEAD(, file_io) held; /* without threads */
+	struct held_list held; /* without threads */
 	unsigned nr_ios, nr_files;
 	struct object *by_key;
 	struct file_io *wanted;      /* what the call that answers ARENA_E_WAIT_IO waits for ... */

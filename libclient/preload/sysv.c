@@ -28,7 +28,7 @@
 
 #define PAGE UINT64_C(4096)
 #define MAX_ATTACHED 4096u
-#define HUGE_BITS (SHM_HUGETLB | (0x3f << 26))
+#define HUGE_BITS (SHM_HUGETLB | (0x3fu << 26))
 /* Who has just got an identifier may be quicker than the one who makes the segment. */
 #define MAKER_NS (200 * NSEC_PER_MSEC)
 
@@ -133,7 +133,7 @@ int64_t preload_shmget(int key, uint64_t size, int flags)
 	if (!a)
 		return raw3(SYS_shmget, (uint64_t)key, size, (uint64_t)flags);
 	/* The arena's memory is in hugepages anyway; the kernel shall not set any aside. */
-	flags = (flags & ~HUGE_BITS) | SHM_NORESERVE;
+	flags = (int)((unsigned)flags & ~HUGE_BITS) | SHM_NORESERVE;
 	id = kernel_shmget(key, size, flags, &made);
 	if (id < 0 || !made)
 		return id;
