@@ -174,8 +174,8 @@ static void *bell_main(void *arg)
 		if (__atomic_exchange_n(&g->ring, 0, __ATOMIC_SEQ_CST))
 			os_eventfd_ring(load_relaxed(&a->doorbell));
 		if (__atomic_exchange_n(&g->wake, 0, __ATOMIC_SEQ_CST))
-			userfault_wake(a->trap.fd, (void *)(uintptr_t)a->tlb.base,
-				       load_relaxed(&a->tlb.size));
+			userfault_wake(a->trap.fd, (void *)(uintptr_t)load_relaxed(&g->wake_base),
+				       load_relaxed(&g->wake_size));
 		read_move(a);
 		os_futex_wait_private(&g->bell_word, word, 0);
 	}
@@ -193,6 +193,8 @@ void client_ring(struct arena *a)
 
 void agent_wake_window(struct arena *a)
 {
+	store_relaxed(&a->agent.wake_base, a->tlb.base);
+	store_relaxed(&a->agent.wake_size, a->tlb.size);
 	__atomic_store_n(&a->agent.wake, 1, __ATOMIC_SEQ_CST);
 	change(&a->agent.bell_word);
 }

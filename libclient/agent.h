@@ -53,7 +53,8 @@ struct agent {
 	/* the bell */
 	uint32_t bell_word; /* futex: changes with each of these */
 	uint32_t ring;      /* the doorbell is to be rung */
-	uint32_t wake;      /* all accesses that are held are to be repeated */
+	uint32_t wake;      /* all accesses that are held in the window are to be repeated */
+	uint64_t wake_base, wake_size; /* which may be gone when the bell comes to it */
 	uint32_t moving; /* enum agent_moving, and the number of the move times AGENT_NR_STATES */
 };
 

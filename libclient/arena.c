@@ -225,8 +225,7 @@ static void release_window(struct arena *a)
 	stale_exit(&a->tlb);
 	if (a->tlb.size)
 		os_unmap((void *)(uintptr_t)a->tlb.base, a->tlb.size);
-	/* The bell may just be waking the window, of which nothing is left. */
-	store_relaxed(&a->tlb.size, 0);
+	a->tlb.size = 0;
 }
 
 /* Undo what attach has made, in any state of it, but for the socket and the registry. */
