@@ -90,12 +90,14 @@ static void use_memory(struct fake_client *of, unsigned node)
 	assert_int_equal(vm_free_pages(of->mm, at, 2), 0);
 }
 
-/* Copies of single pages: after a snapshot, of a segment's in a private mapping, of pinned ones, by collapse. */
+/* Copies of single pages: after a snapshot, of a segment's in a private mapping, of pinned ones, by gather and
+ * collapse. */
 static void use_copies(struct fake_client *of, unsigned node)
 {
 	uint64_t pages = client_map(of, LEAF(2), PROT_RW, MAP_ANON_PRIVATE), copy, segment, next;
 	uint64_t base = ALIGN_UP(pages, ARENA_LEAF_SIZE);
 	struct segment_open open;
+	pfn_t moved;
 	int r;
 
 	assert_int_equal(vm_madvise(of->mm, pages, LEAF(2), MADV_NOHUGEPAGE, NULL), 0);
@@ -123,6 +125,18 @@ static void use_copies(struct fake_client *of, unsigned node)
 	assert_int_equal(node_of(of, segment), node);
 	assert_int_equal(mm_close_segment(of->mm, open.handle), 0);
 	assert_int_equal(segment_unlink(m.virt, &of->cred, "segment"), 0);
+
+	/* Downwards, so that no neighbours lie together. */
+	for (unsigned i = 203; i-- > 200;)
+		put(of, base + PAGE(i), 1);
+	moved = client_pfn(of, base + PAGE(201));
+	while ((r = vm_madvise(of->mm, base + PAGE(200), PAGE(3), ARENA_MADV_GATHER, NULL)) ==
+	       ARENA_E_AGAIN)
+		client_ack_all(of);
+	assert_int_equal(r, 0);
+	assert_int_not_equal(client_pfn(of, base + PAGE(201)), moved);
+	assert_int_equal(node_of(of, base + PAGE(201)), node);
+	client_ack_all(of);
 
 	assert_int_equal(vm_madvise(of->mm, pages, LEAF(2), MADV_HUGEPAGE, NULL), 0);
 	while ((r = vm_madvise(of->mm, base, LEAF(1), MADV_COLLAPSE, NULL)) == ARENA_E_AGAIN)

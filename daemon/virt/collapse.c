@@ -77,22 +77,12 @@ static void drop_table(const struct vma *v, uint32_t table)
 static int make_leaf(struct vma *v, struct collapse *c, const struct pte_ref *pmd)
 {
 	struct mm *mm = v->mm;
-	struct alloc_request rq = {
-		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | ARENA_GFP_NOWARN,
-		.order = ARENA_LEAF_ORDER,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = mm->anon_family,
-		.index = vma_anon_index(v, c->base),
-	};
 	uint32_t table = (uint32_t)arena_pte_pfn(*pmd->entry);
 	struct alloc_result got;
 	int r = limbo_reserve(mm, ARENA_PTRS_PER_TABLE + 1);
 
-	policy_apply(mm, &rq);
 	if (!r)
-		r = alloc_pages(mm->virt->phys, &rq, &got);
+		r = anon_alloc(v, c->base, ARENA_LEAF_ORDER, ARENA_GFP_NOWARN, 0, PFN_NONE, &got);
 	if (r)
 		return r;
 	cow_forget(mm, c->base, c->base + ARENA_LEAF_SIZE);

@@ -124,16 +124,6 @@ static struct cow_job *job_start(struct vma *vma, uint64_t addr, unsigned cpu)
 {
 	struct mm *mm = vma->mm;
 	uint64_t base = addr & ARENA_LEAF_MASK;
-	struct alloc_request rq = {
-		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | GFP_HOLE_OK | ARENA_GFP_NOWARN,
-		.order = ARENA_LEAF_ORDER,
-		.cpu = cpu,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = mm->anon_family,
-		.index = vma_anon_index(vma, base),
-	};
 	struct alloc_result got;
 	struct cow_job *j;
 
@@ -142,9 +132,9 @@ static struct cow_job *job_start(struct vma *vma, uint64_t addr, unsigned cpu)
 	j = mem_alloc(sizeof(*j));
 	if (!j)
 		return NULL;
-	policy_apply(mm, &rq);
 	/* Without a block the copy goes by pages, and the frames lie elsewhere. */
-	if (alloc_pages(mm->virt->phys, &rq, &got)) {
+	if (anon_alloc(vma, base, ARENA_LEAF_ORDER, GFP_NO_ZERO | GFP_HOLE_OK | ARENA_GFP_NOWARN,
+		       cpu, PFN_NONE, &got)) {
 		free(j);
 		return NULL;
 	}
@@ -247,15 +237,7 @@ static int job_copy(struct vma *vma, struct cow_job *j, uint64_t addr)
 static int copy_page(struct vma *vma, struct pte_ref *ref, uint64_t addr, unsigned cpu)
 {
 	struct mm *mm = vma->mm;
-	struct alloc_request rq = {
-		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO,
-		.cpu = cpu,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = mm->anon_family,
-		.index = vma_anon_index(vma, addr),
-	};
+	pfn_t hint = PFN_NONE;
 	struct alloc_result got;
 	int r = limbo_reserve(mm, 1 + ARENA_TABLE_LEVELS);
 
@@ -263,9 +245,8 @@ static int copy_page(struct vma *vma, struct pte_ref *ref, uint64_t addr, unsign
 		return r;
 	if (ref->index && (ref->entry[-1] & ARENA_PTE_PRESENT) &&
 	    !entry_is_zero(mm->virt, ref->entry[-1]))
-		rq.hint = (pfn_t)arena_pte_pfn(ref->entry[-1]) + 1;
-	policy_apply(mm, &rq);
-	r = alloc_pages(mm->virt->phys, &rq, &got);
+		hint = (pfn_t)arena_pte_pfn(ref->entry[-1]) + 1;
+	r = anon_alloc(vma, addr, 0, GFP_NO_ZERO, cpu, hint, &got);
 	if (r)
 		return r;
 	switch_to_copy(vma, ref, got.pfn);

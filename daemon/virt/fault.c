@@ -2,8 +2,8 @@
 /*
  * fault.c - page faults: what a client asks for when its entry is absent or forbids the access.
  *
- * Anonymous memory gets a zeroed 2 MiB leaf where one fits, which is the zero page (zero.c) until it is
- * written, and single frames elsewhere. Objects get their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
+ * Anonymous memory gets a zeroed 2 MiB leaf where one fits (the zero page, zero.c, until it is written, where
+ * that is on), and single frames elsewhere. Objects get their frame, made at the first touch. Because a trap and a call cost far more than a frame, a
  * fault that continues a sequential pattern fills ahead: four times as much as the last one did, up
  * to fill_ahead_leaves and a quarter of what is free, taking only memory that is ready (zeroed, or a hole that the host zeroes at
  * the touch), in contiguous frames, so that the client maps all of it in one call.
@@ -38,17 +38,21 @@ static int frame_alloc(const struct fault *f, uint64_t addr, unsigned order, pfn
 {
 	const struct vma *vma = f->vma;
 	struct object *o = vma->object;
-	struct alloc_request rq = {
-		.domain = o ? o->domain : f->mm->domain,
-		.gfp = gfp | GFP_USER_MOVABLE | ARENA_GFP_ZERO,
+	struct alloc_request rq;
+
+	gfp |= ARENA_GFP_ZERO;
+	if (!o)
+		return anon_alloc(vma, addr, order, gfp, f->cpu, hint, out);
+	rq = (struct alloc_request){
+		.domain = o->domain,
+		.gfp = gfp | GFP_USER_MOVABLE,
 		.order = order,
 		.cpu = f->cpu,
 		.hint = hint,
-		.owner = o ? PG_OBJECT : PG_ANON,
-		.mapping = o ? o->id : f->mm->anon_family,
-		.index = o ? (uint32_t)vma_pgoff(vma, addr) : vma_anon_index(vma, addr),
+		.owner = PG_OBJECT,
+		.mapping = o->id,
+		.index = (uint32_t)vma_pgoff(vma, addr),
 	};
-
 	policy_apply(f->mm, &rq);
 	return alloc_pages(f->mm->virt->phys, &rq, out);
 }
@@ -333,24 +337,13 @@ static int map_object_frames(struct fault *f, struct chunk *chunk)
 /* A private mapping's first write to a page of its object: copy it. */
 static int copy_frame(const struct fault *f, pfn_t from)
 {
-	struct virt *v = f->mm->virt;
 	struct vma *vma = f->vma;
-	struct alloc_request rq = {
-		.domain = f->mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO,
-		.cpu = f->cpu,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = f->mm->anon_family,
-		.index = vma_anon_index(vma, f->addr),
-	};
 	struct alloc_result got;
 	struct pte_ref ref;
 	uint64_t entry;
 	int r;
 
-	policy_apply(f->mm, &rq);
-	r = alloc_pages(v->phys, &rq, &got);
+	r = anon_alloc(vma, f->addr, 0, GFP_NO_ZERO, f->cpu, PFN_NONE, &got);
 	if (r)
 		return r;
 	memcpy(domain_address(f->mm->domain, got.pfn), domain_address(vma->object->domain, from),
@@ -361,7 +354,7 @@ static int copy_frame(const struct fault *f, pfn_t from)
 		if (!r)
 			r = limbo_reserve(f->mm, 1 + ARENA_TABLE_LEVELS);
 		if (r) {
-			put_page(v->phys, got.pfn);
+			put_page(f->mm->virt->phys, got.pfn);
 			return r;
 		}
 		remap_entry(vma, &ref, got.pfn, entry);
@@ -370,7 +363,7 @@ static int copy_frame(const struct fault *f, pfn_t from)
 	}
 	r = pgtable_get(f->mm, f->addr, 0, &ref);
 	if (r) {
-		put_page(v->phys, got.pfn);
+		put_page(f->mm->virt->phys, got.pfn);
 		return r;
 	}
 	map_frame(vma, &ref, got.pfn, entry);

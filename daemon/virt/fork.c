@@ -38,23 +38,13 @@ struct sharing {
 static int copy_frames(const struct sharing *s, uint64_t addr, pfn_t pfn, unsigned order)
 {
 	struct mm *mm = s->to->mm;
-	struct virt *v = mm->virt;
-	struct alloc_request rq = {
-		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | (order ? ARENA_GFP_NOWARN : 0),
-		.order = order,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = mm->anon_family,
-		.index = vma_anon_index(s->to, addr),
-	};
 	struct alloc_result got;
 	struct pte_ref to;
 	int r = pgtable_get(mm, addr, order ? 1 : 0, &to);
 
-	policy_apply(mm, &rq);
 	if (!r)
-		r = alloc_pages(v->phys, &rq, &got);
+		r = anon_alloc(s->to, addr, order, GFP_NO_ZERO | (order ? ARENA_GFP_NOWARN : 0), 0,
+			       PFN_NONE, &got);
 	if (r)
 		return r;
 	memcpy(domain_address(mm->domain, got.pfn), domain_address(mm->domain, pfn),

@@ -81,20 +81,12 @@ static int move_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *arg
 static int get_block(struct gather *g)
 {
 	struct mm *mm = g->vma->mm;
-	struct alloc_request rq = {
-		.domain = mm->domain,
-		.gfp = GFP_USER_MOVABLE | GFP_NO_ZERO | ARENA_GFP_NOWARN,
-		.order = ARENA_LEAF_ORDER,
-		.hint = PFN_NONE,
-		.owner = PG_ANON,
-		.mapping = mm->anon_family,
-		.index = vma_anon_index(g->vma, g->base),
-	};
 	struct alloc_result got;
 	int r = limbo_reserve(mm, ARENA_PTRS_PER_TABLE);
 
 	if (!r)
-		r = alloc_pages(mm->virt->phys, &rq, &got);
+		r = anon_alloc(g->vma, g->base, ARENA_LEAF_ORDER, GFP_NO_ZERO | ARENA_GFP_NOWARN, 0,
+			       PFN_NONE, &got);
 	if (r)
 		return r;
 	split_page(mm->virt->phys, got.pfn);

@@ -548,6 +548,9 @@ void mm_recover_mlock(struct mm *mm); /* after a crash: the index from the VMAs 
 bool policy_is_valid(const struct virt *v, const struct arena_mm_header *h);
 /* Frames for this mm come from where its policy says. */
 void policy_apply(const struct mm *mm, struct alloc_request *rq);
+/* Movable frames that are to be mapped at addr of v as private memory. */
+int anon_alloc(const struct vma *v, uint64_t addr, unsigned order, unsigned gfp, unsigned cpu,
+	       pfn_t hint, struct alloc_result *out);
 
 /* ---- stack.c ---- */
 

@@ -78,3 +78,22 @@ void policy_apply(const struct mm *mm, struct alloc_request *rq)
 	else if (h->policy_mode == MPOL_PREFERRED)
 		rq->prefer = 1u + (unsigned)__builtin_ctzll(h->policy_nodes);
 }
+
+int anon_alloc(const struct vma *v, uint64_t addr, unsigned order, unsigned gfp, unsigned cpu,
+	       pfn_t hint, struct alloc_result *out)
+{
+	const struct mm *mm = v->mm;
+	struct alloc_request rq = {
+		.domain = mm->domain,
+		.gfp = GFP_USER_MOVABLE | gfp,
+		.order = order,
+		.cpu = cpu,
+		.hint = hint,
+		.owner = PG_ANON,
+		.mapping = mm->anon_family,
+		.index = vma_anon_index(v, addr),
+	};
+
+	policy_apply(mm, &rq);
+	return alloc_pages(mm->virt->phys, &rq, out);
+}
