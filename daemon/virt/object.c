@@ -277,22 +277,12 @@ static void zero_tail(struct object *o, const struct chunk *c, uint64_t from_byt
 		memset((uint8_t *)domain_address(o->domain, pfn) + start, 0, whole - start);
 }
 
-/* Drop the frames of a chunk from byte `from` of the object on. */
-static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
+/* The single frames of pages [from, to) of a chunk; with the last of them the chunk goes, too. */
+static void chunk_drop(struct object *o, struct chunk *c, unsigned from, unsigned to)
 {
-	uint64_t base = c->index * ARENA_LEAF_SIZE, keep = from > base ? from - base : 0;
-	unsigned i, first = (unsigned)((keep + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT);
+	unsigned i;
 
-	if (keep)
-		zero_tail(o, c, from);
-	if (c->leaf != PFN_NONE) {
-		if (keep)
-			return;
-		drop_frame(o, c->leaf, CHUNK_PAGES);
-		chunk_free(o, c);
-		return;
-	}
-	for (i = first; i < CHUNK_PAGES; i++) {
+	for (i = from; i < to; i++) {
 		if (c->pages[i] == PFN_NONE)
 			continue;
 		drop_frame(o, c->pages[i], 1);
@@ -303,14 +293,29 @@ static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
 		chunk_free(o, c);
 }
 
+/* Drop the frames of a chunk from byte `from` of the object on. */
+static void chunk_truncate(struct object *o, struct chunk *c, uint64_t from)
+{
+	uint64_t base = c->index * ARENA_LEAF_SIZE, keep = from > base ? from - base : 0;
+	unsigned first = (unsigned)((keep + ARENA_PAGE_SIZE - 1) >> ARENA_PAGE_SHIFT);
+
+	if (keep)
+		zero_tail(o, c, from);
+	if (c->leaf != PFN_NONE) {
+		if (keep)
+			return;
+		drop_frame(o, c->leaf, CHUNK_PAGES);
+		chunk_free(o, c);
+		return;
+	}
+	chunk_drop(o, c, first, CHUNK_PAGES);
+}
+
 void object_drop_page(struct object *o, uint64_t pgoff)
 {
-	struct chunk *c = chunk_find(o, pgoff / CHUNK_PAGES);
+	unsigned i = pgoff % CHUNK_PAGES;
 
-	drop_frame(o, c->pages[pgoff % CHUNK_PAGES], 1);
-	c->pages[pgoff % CHUNK_PAGES] = PFN_NONE;
-	if (!--c->nr)
-		chunk_free(o, c);
+	chunk_drop(o, chunk_find(o, pgoff / CHUNK_PAGES), i, i + 1);
 }
 
 static void drop_frames_from(struct object *o, uint64_t from)
@@ -446,7 +451,7 @@ static int punch_vma(struct vma *v, uint64_t first, uint64_t last, const struct 
 static void punch_chunk(struct object *o, struct chunk *c, uint64_t first, uint64_t last)
 {
 	uint64_t base = c->index * CHUNK_PAGES;
-	uint64_t from = MAX(first, base) - base, to = MIN(last, base + CHUNK_PAGES) - base, i;
+	uint64_t from = MAX(first, base) - base, to = MIN(last, base + CHUNK_PAGES) - base;
 
 	if (to - from == CHUNK_PAGES) {
 		chunk_truncate(o, c, 0);
@@ -457,15 +462,7 @@ static void punch_chunk(struct object *o, struct chunk *c, uint64_t first, uint6
 		       (to - from) << ARENA_PAGE_SHIFT);
 		return;
 	}
-	for (i = from; i < to; i++) {
-		if (c->pages[i] == PFN_NONE)
-			continue;
-		drop_frame(o, c->pages[i], 1);
-		c->pages[i] = PFN_NONE;
-		c->nr--;
-	}
-	if (!c->nr)
-		chunk_free(o, c);
+	chunk_drop(o, c, (unsigned)from, (unsigned)to);
 }
 
 int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *caller,
