@@ -410,6 +410,16 @@ void file_read_done(struct file_io *io)
 	object_release(o);
 }
 
+/* ---- entries ----------------------------------------------------------------------------------------- */
+
+bool file_entry(const struct vma *v, uint64_t pgoff, pfn_t pfn, uint64_t *addr, struct pte_ref *ref)
+{
+	if (pgoff < v->pgoff || pgoff - v->pgoff >= (v->end - v->start) >> ARENA_PAGE_SHIFT)
+		return false;
+	*addr = v->start + ((pgoff - v->pgoff) << ARENA_PAGE_SHIFT);
+	return pgtable_lookup(v->mm, *addr, ref) && arena_pte_pfn(*ref->entry) == pfn;
+}
+
 /* ---- faults -------------------------------------------------------------------------------------------- */
 
 bool file_may_write(const struct virt *v, pfn_t pfn)

@@ -72,9 +72,10 @@ struct file_pass {
 };
 
 struct file {
-	uint64_t key[3]; /* domain, device, inode */
-	int fd, wfd;     /* for reading; for writing, -1: nobody has come with one. May be one */
-	bool lost;       /* its descriptor was not in the store */
+	LIST_ENTRY(file) cleaning; /* of virt's: while the pass is CLEANING */
+	uint64_t key[3];           /* domain, device, inode */
+	int fd, wfd; /* for reading; for writing, -1: nobody has come with one. May be one */
+	bool lost;   /* its descriptor was not in the store */
 	uint64_t nr_dirty, dirtied_at;
 	struct file_io_list ios;
 	struct file_request_list requests;
@@ -108,6 +109,9 @@ int file_adopt(struct virt *v, struct object *o);
 /* Recovery: what the store has of it; and its end with no word to truth and store. */
 void file_take_descriptors(struct object *o);
 void file_forget(struct object *o);
+/* Where v has page pgoff mapped from this frame: true, its address and entry. */
+bool file_entry(const struct vma *v, uint64_t pgoff, pfn_t pfn, uint64_t *addr,
+		struct pte_ref *ref);
 /* May an entry of this frame permit writing now? */
 bool file_may_write(const struct virt *v, pfn_t pfn);
 

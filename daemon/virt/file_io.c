@@ -134,6 +134,7 @@ void files_init(struct virt *v)
 	phys_set_pressure_ops(v->phys, &pressure, v);
 	v->files.ops = &real_ops;
 	TAILQ_INIT(&v->files.held);
+	LIST_INIT(&v->files.cleaning);
 }
 
 void virt_set_file_ops(struct virt *v, const struct file_ops *ops)

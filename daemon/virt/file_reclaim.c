@@ -55,13 +55,11 @@ uint64_t files_relieve(void *ctx, struct zone *z, unsigned order __unused_)
 /* Take a page's entries from one VMA. True: there was one. */
 static int unmap_page(struct vma *v, uint64_t pgoff, pfn_t pfn, bool *any)
 {
-	uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT;
-	uint64_t addr = v->start + ((pgoff - v->pgoff) << ARENA_PAGE_SHIFT);
 	struct pte_ref ref;
+	uint64_t addr;
 	int r;
 
-	if (pgoff < v->pgoff || pgoff - v->pgoff >= pages || !pgtable_lookup(v->mm, addr, &ref) ||
-	    arena_pte_pfn(*ref.entry) != pfn)
+	if (!file_entry(v, pgoff, pfn, &addr, &ref))
 		return 0;
 	r = limbo_reserve(v->mm, 1 + ARENA_TABLE_LEVELS);
 	if (r)

@@ -243,12 +243,14 @@ LIST_HEAD(object_list, object);
 struct file_io;
 struct workqueue;
 TAILQ_HEAD(held_list, file_io);
+LIST_HEAD(cleaning_list, file);
 struct files {
 	const struct file_ops *ops;
 	bool threads;
 	int eventfd; /* of all queues */
 	struct workqueue *queue[FILE_QUEUES];
-	struct held_list held; /* without threads */
+	struct held_list held;         /* without threads */
+	struct cleaning_list cleaning; /* those that wait for flushes, to write (writeback.c) */
 	unsigned nr_ios, nr_files;
 	struct object *by_key;
 	struct file_io *wanted;      /* what the call that answers ARENA_E_WAIT_IO waits for ... */

@@ -169,16 +169,14 @@ static void mark_writeback(struct object *o, const struct file_io *io)
 static void clean_vma(struct vma *v, struct file_pass *pass)
 {
 	const struct file_io *io = pass->io;
-	uint64_t pages = (v->end - v->start) >> ARENA_PAGE_SHIFT, start = 0, end = 0;
+	uint64_t addr, start = 0, end = 0;
 	unsigned before;
 
 	for (unsigned i = 0; i < io->nr; i++) {
-		uint64_t addr = v->start + ((io->pgoff[i] - v->pgoff) << ARENA_PAGE_SHIFT);
 		struct pte_ref ref;
 
-		if (io->pgoff[i] < v->pgoff || io->pgoff[i] - v->pgoff >= pages ||
-		    !pgtable_lookup(v->mm, addr, &ref) || !(*ref.entry & ARENA_PTE_WRITE) ||
-		    arena_pte_pfn(*ref.entry) != io->pfn[i])
+		if (!file_entry(v, io->pgoff[i], io->pfn[i], &addr, &ref) ||
+		    !(*ref.entry & ARENA_PTE_WRITE))
 			continue;
 		pte_switch(v->mm, &ref, *ref.entry & ~ARENA_PTE_WRITE);
 		start = start ? start : addr;
@@ -200,8 +198,12 @@ static void clean_vma(struct vma *v, struct file_pass *pass)
 
 static void submit_pass(struct object *o)
 {
-	o->file->pass.state = PASS_WRITING;
-	file_io_submit(o->file->pass.io);
+	struct file *f = o->file;
+
+	if (f->pass.state == PASS_CLEANING)
+		LIST_REMOVE(f, cleaning);
+	f->pass.state = PASS_WRITING;
+	file_io_submit(f->pass.io);
 }
 
 static void pass_cleaned(struct flush_wait *w)
@@ -231,6 +233,7 @@ static void clean_pages(struct object *o)
 		return;
 	}
 	pass->state = PASS_CLEANING;
+	LIST_INSERT_HEAD(&o->virt->files.cleaning, o->file, cleaning);
 	pass->deadline = clock_now() + msecs * NSEC_PER_MSEC;
 }
 
@@ -367,16 +370,14 @@ static void look_at_files(struct virt *v, uint64_t now)
 /* Who has not acknowledged by now may still write: what is written stays dirty. */
 static void end_late_waits(struct virt *v, uint64_t now)
 {
-	struct object *o;
+	struct file *f, *next;
 
-	LIST_FOREACH(o, &v->objects, link) {
-		struct file_pass *pass = o->kind == OBJECT_FILE ? &o->file->pass : NULL;
-
-		if (!pass || pass->state != PASS_CLEANING || now < pass->deadline)
+	LIST_FOREACH_SAFE(f, &v->files.cleaning, cleaning, next) {
+		if (now < f->pass.deadline)
 			continue;
-		flush_wait_cancel(&pass->wait);
-		pass->late = true;
-		submit_pass(o);
+		flush_wait_cancel(&f->pass.wait);
+		f->pass.late = true;
+		submit_pass(f->pass.io->object);
 	}
 }
 
@@ -397,14 +398,13 @@ void virt_files_tick(struct virt *v, uint64_t now)
 uint64_t virt_files_deadline(const struct virt *v)
 {
 	uint64_t at = UINT64_MAX;
-	const struct object *o;
+	const struct file *f;
 
 	if (!v->files.nr_files)
 		return at;
 	if (state_tunable(v->state, TUNABLE_DIRTY_WRITEBACK_CENTISECS))
 		at = v->files.next_interval;
-	LIST_FOREACH(o, &v->objects, link)
-		if (o->kind == OBJECT_FILE && o->file->pass.state == PASS_CLEANING)
-			at = MIN(at, o->file->pass.deadline);
+	LIST_FOREACH(f, &v->files.cleaning, cleaning)
+		at = MIN(at, f->pass.deadline);
 	return at;
 }
