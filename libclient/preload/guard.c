@@ -56,15 +56,29 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 	return r;
 }
 
+/* ---- the tables of what is shared by name ---- */
+
+static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void shared_enter(void)
+{
+	guard_enter();
+	pthread_mutex_lock(&shared_lock);
+}
+
+void shared_leave(void)
+{
+	pthread_mutex_unlock(&shared_lock);
+	guard_leave();
+}
+
 /* ---- fork ---- */
 
 static void (*client_prepare)(void), (*client_parent)(void), (*client_child)(void);
 
 void preload_fork_prepare(void)
 {
-	guard_enter();
-	shm_before_fork();
-	sysv_before_fork();
+	shared_enter();
 	if (client_prepare)
 		client_prepare();
 	private_before_fork();
@@ -75,9 +89,7 @@ void preload_fork_parent(void)
 	private_after_fork(false);
 	if (client_parent)
 		client_parent();
-	sysv_after_fork();
-	shm_after_fork();
-	guard_leave();
+	shared_leave();
 }
 
 void preload_fork_child(void)
@@ -85,11 +97,9 @@ void preload_fork_child(void)
 	private_after_fork(true);
 	if (client_child)
 		client_child();
-	sysv_after_fork();
-	shm_after_fork();
 	report_after_fork();
 	threads_after_fork();
-	guard_leave();
+	shared_leave();
 }
 
 /* The library registers once, and first (start.c). The other one who gets here is jemalloc. */

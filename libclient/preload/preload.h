@@ -171,6 +171,10 @@ void *preload_sbrk(intptr_t delta);
 
 /* ---- shm.c, sysv.c: shared memory by name, where it was asked for ---- */
 
+/* Their tables' lock, taken before any of libarena's, in the library's own business (guard.c). */
+void shared_enter(void);
+void shared_leave(void);
+
 /* The daemon's socket. */
 void shm_start(const char *socket);
 /* A mapping of a descriptor of shm_open()'s: true, and *out is the address or -errno. */
@@ -178,8 +182,6 @@ bool shm_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t 
 void shm_closed(int fd);
 int64_t preload_ftruncate(int fd, int64_t size);
 int64_t preload_fallocate(int fd, int mode, int64_t off, int64_t len);
-void shm_before_fork(void);
-void shm_after_fork(void);
 
 int64_t preload_shmget(int key, uint64_t size, int flags);
 int64_t preload_shmat(int id, uint64_t addr, int flags);
@@ -187,8 +189,6 @@ int64_t preload_shmdt(uint64_t addr);
 int64_t preload_shmctl(int id, int cmd, void *buf);
 /* What was there is not any more, by another way than shmdt(). */
 void sysv_unmapped(uint64_t addr, uint64_t len);
-void sysv_before_fork(void);
-void sysv_after_fork(void);
 
 /* ---- fds.c ---- */
 

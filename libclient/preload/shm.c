@@ -22,7 +22,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,36 +44,13 @@ struct open_shm {
 	arena_shm_t *segment;
 };
 
-/* The table and its length; under `lock`, which is taken before any of libarena's. */
+/* The table and its length; under shared_enter(). */
 static struct open_shm table[MAX_OPEN];
 static unsigned nr_open;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Written once, before anybody asks. */
 static dev_t shm_dev;
 static char prefix[24]; /* of names; empty: nothing is served */
-
-static void enter(void)
-{
-	guard_enter();
-	pthread_mutex_lock(&lock);
-}
-
-static void leave(void)
-{
-	pthread_mutex_unlock(&lock);
-	guard_leave();
-}
-
-void shm_before_fork(void)
-{
-	pthread_mutex_lock(&lock);
-}
-
-void shm_after_fork(void)
-{
-	pthread_mutex_unlock(&lock);
-}
 
 /* The daemon by its socket: the file outlives its workers, and another daemon makes another. */
 void shm_start(const char *socket)
@@ -133,7 +109,7 @@ static struct open_shm *find(ino_t ino, bool writable)
 	return NULL;
 }
 
-/* Is fd one of shm_open()'s? Under the lock. */
+/* Is fd one of shm_open()'s? Under shared_enter(). */
 static bool is_ours(int fd, struct stat *st)
 {
 	if (stat_fd(fd, st) < 0 || st->st_dev != shm_dev || !S_ISREG(st->st_mode))
@@ -187,12 +163,12 @@ void shm_closed(int fd)
 
 	if (!preload.options.shared || !load_relaxed(&nr_open) || preload_inside)
 		return;
-	enter();
+	shared_enter();
 	for (unsigned i = 0; i < nr_open; i++)
 		known |= table[i].fd == fd;
 	if (known)
 		drop_closed();
-	leave();
+	shared_leave();
 }
 
 static void segment_name(ino_t ino, char name[64])
@@ -270,7 +246,7 @@ static int64_t open_segment(arena_t *a, int fd, int oflag)
 	r = stat_fd(fd, &st);
 	if (r < 0)
 		return r;
-	enter();
+	shared_enter();
 	drop_closed();
 	/* Whose file it is may make the segment; the one who made the file is about to. */
 	if (st.st_uid == geteuid())
@@ -278,7 +254,7 @@ static int64_t open_segment(arena_t *a, int fd, int oflag)
 	else
 		oflag &= ~O_CREAT;
 	r = entry_get(a, &st, fd, oflag & (O_ACCMODE | O_CREAT | O_TRUNC), &e);
-	leave();
+	shared_leave();
 	return r == -ENODEV ? -ENOENT : r;
 }
 
@@ -333,11 +309,11 @@ int shm_unlink(const char *name)
 	if (result == 0 && st.st_ino) {
 		int saved = errno;
 
-		enter();
+		shared_enter();
 		segment_name(st.st_ino, segment);
 		arena_shm_unlink(a, segment);
 		drop_closed();
-		leave();
+		shared_leave();
 		errno = saved;
 	}
 	return result;
@@ -377,9 +353,9 @@ bool shm_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t 
 
 	if (!a || fd < 0 || (flags & MAP_ANONYMOUS) || preload_inside)
 		return false;
-	enter();
+	shared_enter();
 	if (!is_ours(fd, &st)) {
-		leave();
+		shared_leave();
 		return false;
 	}
 	*out = entry_of_fd(a, fd, &st, &e);
@@ -387,7 +363,7 @@ bool shm_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t 
 		follow_size(e, st.st_size);
 		*out = map_entry(e, addr, len, prot, flags, off);
 	}
-	leave();
+	shared_leave();
 	if (*out >= 0)
 		report_shared(ALIGN_UP(len, UINT64_C(4096)));
 	return true;
@@ -402,13 +378,13 @@ int64_t preload_ftruncate(int fd, int64_t size)
 
 	if (r < 0 || !a || preload_inside)
 		return r;
-	enter();
+	shared_enter();
 	if (is_ours(fd, &st)) {
 		r = entry_of_fd(a, fd, &st, &e);
 		if (r == 0 && arena_shm_truncate(e->segment, size) < 0)
 			r = -errno;
 	}
-	leave();
+	shared_leave();
 	return r;
 }
 
@@ -418,9 +394,9 @@ static bool look_at(int fd, struct stat *st)
 
 	if (!serving() || preload_inside)
 		return false;
-	enter();
+	shared_enter();
 	ours = is_ours(fd, st);
-	leave();
+	shared_leave();
 	return ours;
 }
 

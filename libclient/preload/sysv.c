@@ -11,7 +11,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,32 +36,9 @@ struct attached {
 	uint64_t kernel;    /* the kernel's, untouched */
 };
 
-/* Under `lock`, which is taken before any of libarena's. */
+/* Under shared_enter(). */
 static struct attached table[MAX_ATTACHED];
 static unsigned nr_attached;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void enter(void)
-{
-	guard_enter();
-	pthread_mutex_lock(&lock);
-}
-
-static void leave(void)
-{
-	pthread_mutex_unlock(&lock);
-	guard_leave();
-}
-
-void sysv_before_fork(void)
-{
-	pthread_mutex_lock(&lock);
-}
-
-void sysv_after_fork(void)
-{
-	pthread_mutex_unlock(&lock);
-}
 
 static arena_t *serving(void)
 {
@@ -137,9 +113,9 @@ int64_t preload_shmget(int key, uint64_t size, int flags)
 	id = kernel_shmget(key, size, flags, &made);
 	if (id < 0 || !made)
 		return id;
-	enter();
+	shared_enter();
 	r = make_segment(a, (int)id, size, flags);
-	leave();
+	shared_leave();
 	return r < 0 ? r : id;
 }
 
@@ -217,9 +193,9 @@ void sysv_unmapped(uint64_t addr, uint64_t len)
 {
 	if (!load_relaxed(&nr_attached) || !serving())
 		return;
-	enter();
+	shared_enter();
 	forget_range(addr, len);
-	leave();
+	shared_leave();
 }
 
 /* The kernel counts it, and knows whether it is permitted. */
@@ -261,9 +237,9 @@ int64_t preload_shmat(int id, uint64_t addr, int flags)
 
 	if (!a)
 		return raw3(SYS_shmat, (uint64_t)id, addr, (uint64_t)flags);
-	enter();
+	shared_enter();
 	r = attach(a, id, addr, flags);
-	leave();
+	shared_leave();
 	return r;
 }
 
@@ -290,9 +266,9 @@ int64_t preload_shmdt(uint64_t addr)
 
 	if (!a)
 		return raw3(SYS_shmdt, addr, 0, 0);
-	enter();
+	shared_enter();
 	r = detach(a, addr);
-	leave();
+	shared_leave();
 	return r;
 }
 
@@ -306,9 +282,9 @@ int64_t preload_shmctl(int id, int cmd, void *buf)
 
 	if (r < 0 || cmd != IPC_RMID || !a)
 		return r;
-	enter();
+	shared_enter();
 	segment_name(id, name);
 	arena_shm_unlink(a, name);
-	leave();
+	shared_leave();
 	return r;
 }
