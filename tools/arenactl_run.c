@@ -52,6 +52,7 @@ static const struct argp_option run_options[] = {
 
 struct run {
 	const char *socket, *trap, *min_size, *report, *node;
+	unsigned long nodes; /* what `node` says */
 	bool shared, mergeable, strict, verbose;
 	char **command;
 };
@@ -85,6 +86,7 @@ static error_t parse_run_option(int key, char *arg, struct argp_state *state)
 		if (bitmap_parse_list(arg, map, 64) || !map[0])
 			argp_error(state, "'%s' is no list of nodes", arg);
 		run->node = arg;
+		run->nodes = map[0];
 		break;
 	case RUN_STRICT:
 		run->strict = true;
@@ -134,15 +136,10 @@ static int try_mergeable(arena_t *a)
 	return CTL_DONE;
 }
 
-static int try_nodes(arena_t *a, const char *list)
+static int try_nodes(arena_t *a, const struct run *run)
 {
-	unsigned long nodes = 0;
-	uint64_t map[1] = {0};
-
-	bitmap_parse_list(list, map, 64);
-	nodes = map[0];
-	if (arena_set_mempolicy(a, MPOL_BIND, &nodes, 65) < 0)
-		return ctl_fail("--node %s: %s", list,
+	if (arena_set_mempolicy(a, MPOL_BIND, &run->nodes, 65) < 0)
+		return ctl_fail("--node %s: %s", run->node,
 				errno == EINVAL ? "the daemon has no such node" : strerror(errno));
 	return CTL_DONE;
 }
@@ -176,7 +173,7 @@ static int look(const struct ctl *c, const struct run *run, bool *served)
 	}
 	*served = true;
 	if (run->node)
-		status = try_nodes(a, run->node);
+		status = try_nodes(a, run);
 	if (!status && run->mergeable)
 		status = try_mergeable(a);
 	arena_close(a);
