@@ -7,6 +7,7 @@
 #   start_arena [OPTION...]         a daemon of 512 MiB whose clients have the userfaultfd trap
 #   on_arena [RUN-OPTION...] -- COMMAND...   what it was served is appended to $report; in the background
 #                                   "${arena_run[@]}", for its pid
+#   kill_workers PID MOST           the daemon's workers die, about every 50 ms, while PID runs; then it ended well
 #   served NAME BYTES FAULTS        processes of that name were, at least so much in all
 #   "${as_user[@]}" COMMAND...      as somebody who is not root
 : "${ARENA_BUILD:=build}"
@@ -71,6 +72,18 @@ served() {
 	fi
 	! grep 'no arena' "$report" || fail "a process has no arena"
 	echo "$1: $bytes bytes, $faults faults served in $(grep -c " $1\[" "$report") processes"
+}
+
+kill_workers() {
+	local kills=0 worker
+	while kill -0 "$1" 2>/dev/null && [ "$kills" -lt "$2" ]; do
+		worker=$("$bin/arenactl" get sys/kernel/mm/arena/status | sed -n 's/^worker_pid //p')
+		[ "${worker:-0}" -gt 1 ] && kill -KILL "$worker" && kills=$((kills + 1))
+		sleep 0.05
+	done 2>/dev/null
+	wait "$1" || fail "with $kills deaths of workers"
+	[ "$kills" -gt 3 ] || fail "$kills deaths"
+	echo "$kills deaths"
 }
 
 # shellcheck disable=SC2034 # for who sources this

@@ -93,15 +93,7 @@ served preload_program 8000000 20
 # ---- the worker dies under it ----------------------------------------------------------------------
 
 on_arena --min-size 4K -- "$program" calls malloc mmap fork signals begin mmap malloc &
-pid=$!
-kills=0
-while kill -0 "$pid" 2>/dev/null && [ "$kills" -lt 200 ]; do
-	worker=$("$bin/arenactl" get sys/kernel/mm/arena/status | sed -n 's/^worker_pid //p')
-	[ "${worker:-0}" -gt 1 ] && kill -KILL "$worker" && kills=$((kills + 1))
-	sleep 0.05
-done 2>/dev/null
-wait "$pid" || fail "with $kills deaths of workers"
-[ "$kills" -gt 3 ] || fail "$kills deaths"
+kill_workers "$!" 200
 served preload_program 50000000 100
 
 arena_is_whole

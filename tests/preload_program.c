@@ -28,32 +28,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MB (1ul << 20)
-#define PAGE 4096ul
-#define RW (PROT_READ | PROT_WRITE)
-#define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
+#include "tests/preload_parts.h"
 
-#define CHECK(x)                                                                          \
-	((x) ? (void)0                                                                    \
-	     : (fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #x, errno), \
-		_Exit(1)))
+#define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
 
 static bool calls; /* system calls fault */
 static char *self;
-
-static void fill(char *p, size_t len, unsigned seed)
-{
-	for (size_t i = 0; i < len; i += 512)
-		p[i] = (char)(seed + i / 512 * 7);
-}
-
-static bool holds(const char *p, size_t len, unsigned seed)
-{
-	for (size_t i = 0; i < len; i += 512)
-		if (p[i] != (char)(seed + i / 512 * 7))
-			return false;
-	return true;
-}
 
 static bool is_zero(const char *p, size_t len)
 {
@@ -626,10 +606,7 @@ static void part_signals(void)
 	CHECK(munmap(alarm_memory, 4 * MB) == 0);
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} parts[] = {
+static const struct part parts[] = {
 	{"malloc", part_malloc},   {"mmap", part_mmap},       {"mremap", part_mremap},
 	{"file", part_file},       {"calls", part_calls},     {"syscall", part_syscall},
 	{"signals", part_signals}, {"fork", part_fork},       {"exec", part_exec},
@@ -639,20 +616,8 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	int nr = 0;
-
 	self = argv[0];
 	calls = argc > 1 && strcmp(argv[1], "calls") == 0;
-	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
-		bool wanted = argc < 3;
-
-		for (int k = 2; k < argc; k++)
-			wanted |= strcmp(argv[k], parts[i].name) == 0;
-		if (!wanted)
-			continue;
-		parts[i].run();
-		nr++;
-	}
-	CHECK(nr > 0);
+	run_parts(parts, sizeof(parts) / sizeof(*parts), argc, argv, 2);
 	return 0;
 }

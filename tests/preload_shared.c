@@ -26,33 +26,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MB (1ul << 20)
-#define PAGE 4096ul
-#define RW (PROT_READ | PROT_WRITE)
+#include "tests/preload_parts.h"
 
-#define CHECK(x)                                                                          \
-	((x) ? (void)0                                                                    \
-	     : (fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #x, errno), \
-		_Exit(1)))
 #define FAILS(x, error) CHECK((errno = 0, (x)) == -1 && errno == (error))
 #define NO_MAP(x, error) CHECK((errno = 0, (x)) == MAP_FAILED && errno == (error))
 
 extern char **environ;
 static char *self;
-
-static void fill(char *p, size_t len, unsigned seed)
-{
-	for (size_t i = 0; i < len; i += 512)
-		p[i] = (char)(seed + i / 512 * 7);
-}
-
-static bool holds(const char *p, size_t len, unsigned seed)
-{
-	for (size_t i = 0; i < len; i += 512)
-		if (p[i] != (char)(seed + i / 512 * 7))
-			return false;
-	return true;
-}
 
 static void ends_well(pid_t pid)
 {
@@ -478,10 +458,7 @@ static int other_sysv(const char *key)
 	return 0;
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} parts[] = {
+static const struct part parts[] = {
 	{"names", part_names},    {"mappings", part_mappings}, {"sizes", part_sizes},
 	{"passed", part_passed},  {"forked", part_forked},     {"others", part_others},
 	{"many", part_many},      {"threads", part_threads},   {"sysv", part_sysv},
@@ -490,23 +467,11 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	int nr = 0;
-
 	self = argv[0];
 	if (argc == 3 && strcmp(argv[1], "other-posix") == 0)
 		return other_posix(argv[2]);
 	if (argc == 3 && strcmp(argv[1], "other-sysv") == 0)
 		return other_sysv(argv[2]);
-	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
-		bool wanted = argc < 2;
-
-		for (int k = 1; k < argc; k++)
-			wanted |= strcmp(argv[k], parts[i].name) == 0;
-		if (!wanted)
-			continue;
-		parts[i].run();
-		nr++;
-	}
-	CHECK(nr > 0);
+	run_parts(parts, sizeof(parts) / sizeof(*parts), argc, argv, 1);
 	return 0;
 }

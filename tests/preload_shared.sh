@@ -81,16 +81,7 @@ fi
 # ---- workers die ---------------------------------------------------------------------------------------
 
 on_arena --shared -- "$program" &
-pid=$!
-kills=0
-while kill -0 "$pid" 2>/dev/null && [ "$kills" -lt 100 ]; do
-	worker=$("$bin/arenactl" get sys/kernel/mm/arena/status | sed -n 's/^worker_pid //p')
-	[ "${worker:-0}" -gt 1 ] && kill -KILL "$worker" && kills=$((kills + 1))
-	sleep 0.05
-done 2>/dev/null
-wait "$pid" || fail "with $kills deaths of workers"
-[ "$kills" -gt 3 ] || fail "$kills deaths"
-echo "$kills deaths"
+kill_workers "$!" 100
 nothing_is_left 'preload-shared'
 
 arena_is_whole
