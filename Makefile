@@ -142,14 +142,14 @@ run: $(PROGRAMS) $(LIBRARIES)
 	@ARENA_BUILD=$(abspath $(B)) build-aux/run.sh
 
 test: all $(UNIT_TESTS) $(DAEMON_TESTS) $(KEEP_CLIENT) $(if $(SAN),,$(BENCHES) $(PRELOAD_PROGRAM))
-	@ARENA_BUILD=$(abspath $(B)) tests/run.sh --unit $(UNIT_TESTS) \
-		--daemon $(DAEMON_TESTS) --shell $(SHELL_TESTS)
+	@ARENA_BUILD=$(abspath $(B)) tests/run.sh $(filter-out $(ALONE_TESTS),$(UNIT_TESTS) \
+		$(SHELL_TESTS) $(DAEMON_TESTS)) --alone $(ALONE_TESTS)
 
 # The unit tests of one room: make test-phys
 test-%: FORCE
 	@test -n "$(filter $(B)/tests/unit_$*_%,$(UNIT_TESTS))" || { echo "no unit tests of $*"; exit 1; }
 	@$(MAKE) --no-print-directory $(filter $(B)/tests/unit_$*_%,$(UNIT_TESTS))
-	@ARENA_BUILD=$(abspath $(B)) tests/run.sh --unit $(filter $(B)/tests/unit_$*_%,$(UNIT_TESTS))
+	@ARENA_BUILD=$(abspath $(B)) tests/run.sh $(filter $(B)/tests/unit_$*_%,$(UNIT_TESTS))
 
 soak: $(PROGRAMS) $(LIBRARIES)
 	@ARENA_BUILD=$(abspath $(B)) tests/soak.sh

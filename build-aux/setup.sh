@@ -76,9 +76,12 @@ missing=${missing# }
 if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
 	echo "setup: installing $missing"
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get -qq update
+	# Tests that run side by side may each want something.
+	exec 9>"${TMPDIR:-/tmp}/arenad-setup.lock"
+	flock 9
+	apt-get -qq update 9>&-
 	# shellcheck disable=SC2086 # a list of packages
-	apt-get -qq install -y --no-install-recommends $missing
+	apt-get -qq install -y --no-install-recommends $missing 9>&-
 else
 	echo "setup: missing packages; install them with" >&2
 	echo "    sudo apt-get install $missing" >&2

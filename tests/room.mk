@@ -27,6 +27,13 @@ $(DAEMON_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(TEST_HELPERS) $(LIB_base) | 
 
 SHELL_TESTS := $(filter-out tests/run.sh tests/soak.sh,$(wildcard tests/*.sh))
 
+# Tests that hold somebody to a time.
+ALONE_TESTS := $(addprefix $(B)/tests/daemon_,death invariants restart restart_load supervisor) \
+	$(patsubst %,tests/%.sh,bench_quick systemd_system systemd_user)
+ifneq ($(filter-out $(DAEMON_TESTS) $(SHELL_TESTS),$(ALONE_TESTS)),)
+$(error no such test: $(filter-out $(DAEMON_TESTS) $(SHELL_TESTS),$(ALONE_TESTS)))
+endif
+
 KEEP_CLIENT := $(B)/tests/keep_client
 $(KEEP_CLIENT): $(B)/obj/tests/keep_client.o | $(LIBARENA_SO)
 	$(call link,-L$(B)/lib -Wl$(comma)-rpath$(comma)'$$ORIGIN/../lib',-larena)

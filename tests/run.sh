@@ -1,14 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 #
-# run.sh [--unit FILE...] [--daemon FILE...] [--shell FILE...]
+# run.sh [FILE...] [--alone FILE...]
 #
-# Runs tests, one line each, and ends with "N passed, N failed, N skipped". Unit tests run two at a
-# time, the others alone. What a test prints goes to $ARENA_BUILD/tests/log/NAME.log and is shown
-# if it fails. Exit code 77 of a test: skipped, its last line is the reason.
+# Runs tests, one line each, and ends with "N passed, N failed, N skipped". Two run at a time; those that measure
+# time have the machine for themselves, after the others. What a test prints goes to
+# $ARENA_BUILD/tests/log/NAME.log and is shown if it fails. Exit code 77 of a test: skipped, its last line is the
+# reason.
 #
-# TEST_TIMEOUT (300): seconds a test may take. TEST_JOBS (2): unit tests at a time. TESTS: a shell
-# pattern; only tests whose names match run.
+# TEST_TIMEOUT (300): seconds a test may take. TEST_JOBS (2): tests at a time. TESTS: a shell pattern; only tests
+# whose names match run.
 set -u
 
 : "${ARENA_BUILD:?is set by make}"
@@ -22,22 +23,15 @@ mkdir -p "$log"
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=1}
 
-units=() daemons=() shells=()
-list=
+shared=() alone=()
+list=shared
 for arg in "$@"; do
-	name=$(basename -- "$arg" .sh)
 	case $arg in
-	--unit | --daemon | --shell) list=${arg#--} ;;
+	--alone) list=alone ;;
 	*)
 		# shellcheck disable=SC2254 # a pattern on purpose
-		case $name in
-		$pattern)
-			case $list in
-			unit) units+=("$arg") ;;
-			daemon) daemons+=("$arg") ;;
-			shell) shells+=("$arg") ;;
-			esac
-			;;
+		case $(basename -- "$arg" .sh) in
+		$pattern) declare -n chosen=$list && chosen+=("$arg") ;;
 		esac
 		;;
 	esac
@@ -75,7 +69,7 @@ run_one() {
 }
 
 running=0
-for test in "${units[@]}"; do
+for test in "${shared[@]}"; do
 	if [ "$running" -ge "$jobs" ]; then
 		wait -n
 		running=$((running - 1))
@@ -84,17 +78,17 @@ for test in "${units[@]}"; do
 	running=$((running + 1))
 done
 wait
-for test in "${daemons[@]}" "${shells[@]}"; do
+for test in "${alone[@]}"; do
 	run_one "$test"
 done
 
-if [ $((${#units[@]} + ${#daemons[@]} + ${#shells[@]})) -eq 0 ]; then
+if [ $((${#shared[@]} + ${#alone[@]})) -eq 0 ]; then
 	echo "no test has a name like '$pattern'"
 	exit 1
 fi
 
 passed=0 failed=0 skipped=0
-for test in "${units[@]}" "${daemons[@]}" "${shells[@]}"; do
+for test in "${shared[@]}" "${alone[@]}"; do
 	case $(cat "$log/$(basename "$test" .sh).verdict" 2>/dev/null) in
 	passed) passed=$((passed + 1)) ;;
 	skipped) skipped=$((skipped + 1)) ;;
