@@ -322,10 +322,7 @@ bool pattern_is(const void *p, size_t len, uint64_t seed)
 
 bool is_zero(const void *p, size_t len)
 {
-	const uint64_t *w = p;
+	const char *c = p;
 
-	for (size_t i = 0; i < len / 8; i++)
-		if (w[i])
-			return false;
-	return true;
+	return len == 0 || (*c == 0 && memcmp(c, c + 1, len - 1) == 0);
 }
