@@ -119,7 +119,8 @@ uint64_t os_process_start(pid_t pid);
 int os_process_limit(pid_t pid, int resource, uint64_t *soft);
 /* Has the process this capability (CAP_*), in our own user namespace? Not signal-safe. */
 bool os_process_capable(pid_t pid, unsigned capability);
-/* The thread's name and lowest scheduling priority (SCHED_IDLE) for background work. */
-void os_thread_background(const char *name);
+/* The lowest scheduling priority (SCHED_IDLE) for a thread that does background work, 0: the calling one; or the
+ * usual one again, if we may. */
+void os_thread_background(pid_t tid, bool background);
 
 #endif

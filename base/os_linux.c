@@ -495,12 +495,9 @@ uint64_t os_process_start(pid_t pid)
 	return at && sscanf(at, " %llu", &start) == 1 ? start : 0;
 }
 
-void os_thread_background(const char *name)
+void os_thread_background(pid_t tid, bool background)
 {
 	struct sched_param param = {0};
-	char short_name[16] = "";
 
-	strncat(short_name, name, sizeof(short_name) - 1);
-	prctl(PR_SET_NAME, short_name);
-	sched_setscheduler(0, SCHED_IDLE, &param);
+	sched_setscheduler(tid, background ? SCHED_IDLE : SCHED_OTHER, &param);
 }

@@ -2,6 +2,7 @@
 /* kzerod fills the pools, goes idle, gets out of the way, and what it hands out is zero. */
 #include <poll.h>
 
+#include "daemon/phys/internal.h"
 #include "tests/phys_test.h"
 
 static struct arena_fixture f;
@@ -163,6 +164,49 @@ static void test_need(void **state)
 	end();
 }
 
+static uint32_t held;
+
+static void hold(struct work *w)
+{
+	(void)w;
+	while (!load_acquire(&held))
+		os_futex_wait(&held, 0, 0);
+}
+
+/* A worker that gets no CPU at all keeps nobody from the memory it was to zero. */
+static void test_starved(void **state)
+{
+	struct kz_batch first = {.work.run = hold};
+	struct hoard h = {0};
+	uint32_t id;
+	struct domain *e;
+	size_t alone;
+
+	(void)state;
+	start(64 * MIB, UINT64_C(4) << 30);
+	hoard_all(&f, &h, d, GFP_USER_MOVABLE, 0);
+	alone = h.nr;
+	hoard_free(&f, &h);
+	e = new_domain(&f, 2);
+	id = domain_id(e);
+	held = 0;
+	workqueue_queue(f.phys->kz.queue, &first.work);
+	for (unsigned i = 0; i < 2; i++)
+		put_page(f.phys, must_alloc(&f, i ? e : d, GFP_USER_MOVABLE, 9));
+	kzerod_collect(f.phys);
+	assert_false(kzerod_idle(f.phys));
+	domain_put(e);
+	assert_ptr_equal(domain_by_id(f.phys, id), e);
+	hoard_all(&f, &h, d, GFP_USER_MOVABLE, 0);
+	assert_null(domain_by_id(f.phys, id));
+	assert_in_range(h.nr, alone - 8, alone + 8);
+	assert_true(phys_is_valid(f.phys));
+	hoard_free(&f, &h);
+	store_release(&held, 1);
+	os_futex_wake(&held, 1);
+	end();
+}
+
 /* A domain whose blocks are under way ends when they come back; so does the arena. */
 static void test_end_under_way(void **state)
 {
@@ -201,9 +245,8 @@ static void test_end_under_way(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_pool),
-		cmocka_unit_test(test_need),
-		cmocka_unit_test(test_pressure),
+		cmocka_unit_test(test_pool),          cmocka_unit_test(test_need),
+		cmocka_unit_test(test_pressure),      cmocka_unit_test(test_starved),
 		cmocka_unit_test(test_end_under_way),
 	};
 

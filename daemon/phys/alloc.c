@@ -207,7 +207,7 @@ static pfn_t alloc_slow(struct alloc_context *ac, struct zone **zone, enum conte
 	pfn = get_page_from_freelist(ac, zone, c);
 	if (pfn != PFN_NONE)
 		return pfn;
-	kzerod_take_back(p);
+	kzerod_drop(p);
 	drain_pages(p, NULL);
 	if (ac->rq->order > PAGEBLOCK_ORDER)
 		phys_reclaim_blocks(p, NULL, 0);

@@ -98,18 +98,23 @@ struct zone_private {
 #define KZ_BATCH_BLOCKS 16
 #define KZ_BATCHES 2
 
+enum kz_state { KZ_WAITS, KZ_TAKEN, KZ_DROPPED };
+
 struct kz_block {
 	pfn_t pfn;
 	uint8_t order;
 	bool hole;
-	bool failed; /* worker: the host had no memory for a hole */
+	bool failed;   /* worker: the host had no memory for a hole */
+	bool undone;   /* worker: it was told to hurry */
+	uint8_t state; /* atomic: the worker takes it, or the control thread has put it back */
 };
 
 struct kz_batch {
 	struct work work;
-	struct domain *domain;
-	char *map;   /* of the domain, for the worker */
-	unsigned nr; /* 0: not in use */
+	struct domain *domain; /* NULL: none of its blocks is left */
+	char *map;             /* of the domain, for the worker */
+	unsigned nr;           /* 0: not in use */
+	bool hurry;            /* atomic: the control thread waits for it */
 	struct kz_block block[KZ_BATCH_BLOCKS];
 };
 
@@ -399,6 +404,9 @@ bool zone_pages_ok(const struct zone *z, unsigned order, uint64_t mark, enum zon
 void kzerod_note(struct domain *d); /* its lists of order >= 9 changed */
 void kzerod_forget(struct domain *d);
 /* Wait for what is under way and put it back, without starting more. */
+/* Put back what the worker has not begun. It may be out of its CPU for long, so that nobody waits for it who need not. */
+void kzerod_drop(struct phys *p);
+/* The same, and wait for the rest. */
 void kzerod_wait(struct phys *p);
 
 #endif

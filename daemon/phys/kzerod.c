@@ -5,7 +5,9 @@
  * The control thread sets a batch of blocks aside (off their lists, PG_ISOLATED, still counted
  * free) and queues it; the worker writes zeros, or has the host back a hole; the control thread
  * puts the blocks on the zeroed lists, in ascending order, and sets the next batch aside. While a
- * batch is under way its domain cannot end and its blocks cannot be given to anybody.
+ * batch is under way its domain cannot end and its blocks cannot be given to anybody. But the worker runs at
+ * the lowest priority, and on a busy machine hardly ever: who is short of memory takes back the blocks that it
+ * has not begun, and who has to wait for the one it has begun raises its priority for that.
  *
  * A domain becomes a candidate when its lists of order >= 9 change, and stops being one when its
  * pool is full or has nothing left to zero; without candidates and batches kzerod sleeps. When
@@ -19,6 +21,7 @@
 #include "daemon/phys/internal.h"
 #include "daemon/sync/lock.h"
 
+#define KZ_PIECE (UINT64_C(256) << 10) /* between two looks at whether somebody waits */
 #define KZ_LOW_PART 4 /* of a pool: below, it is filled without waiting for a quiet moment */
 
 void kzerod_note(struct domain *d)
@@ -37,6 +40,25 @@ void kzerod_forget(struct domain *d)
 	TAILQ_REMOVE(&d->phys->kz.candidates, d, kz_link);
 }
 
+/* False: the block has another owner. */
+static bool change_state(struct kz_block *k, uint8_t to)
+{
+	uint8_t waits = KZ_WAITS;
+
+	return __atomic_compare_exchange_n(&k->state, &waits, to, false, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+static bool zero_block(const struct kz_batch *b, char *addr, uint64_t size)
+{
+	for (uint64_t done = 0; done < size; done += MIN(KZ_PIECE, size)) {
+		if (load_relaxed(&b->hurry))
+			return false;
+		memset(addr + done, 0, MIN(KZ_PIECE, size));
+	}
+	return true;
+}
+
 static void kz_run(struct work *w)
 {
 	struct kz_batch *b = container_of(w, struct kz_batch, work);
@@ -46,10 +68,12 @@ static void kz_run(struct work *w)
 		char *addr = b->map + ((uint64_t)k->pfn << ARENA_PAGE_SHIFT);
 		uint64_t size = (UINT64_C(1) << k->order) << ARENA_PAGE_SHIFT;
 
+		if (!change_state(k, KZ_TAKEN))
+			continue;
 		if (k->hole)
 			k->failed = os_populate(addr, size) < 0;
 		else
-			memset(addr, 0, size);
+			k->undone = !zero_block(b, addr, size);
 	}
 }
 
@@ -176,6 +200,7 @@ static void start_batches(struct phys *p)
 			if (!found)
 				continue;
 			b->work.run = kz_run;
+			b->hurry = false;
 			workqueue_queue(p->kz.queue, &b->work);
 			kzerod_note(d);
 			break;
@@ -194,12 +219,16 @@ static void put_back(struct phys *p, const struct kz_block *k)
 	d->nr_isolated -= UINT64_C(1) << k->order;
 	d->zone[page_zone(p, page)->index]->isolated_pages -= UINT64_C(1) << k->order;
 	page_set_free_flags(page, 0, 0);
-	if (k->failed) {
+	if (k->hole && (k->failed || k->state == KZ_DROPPED)) {
 		block_unback(p, k->pfn, k->order);
 		c = block_content(p, k->pfn);
+	} else if (k->undone || k->state == KZ_DROPPED) {
+		c = CONTENT_DIRTY;
+	}
+	if (k->failed) {
 		p->kz.populate_after = clock_now() + NSEC_PER_SEC;
 		log_info("kzerod: the host has no memory to back free blocks with");
-	} else {
+	} else if (c == CONTENT_ZEROED) {
 		state_event(p->state, EV_ARENA_ZEROED_BACKGROUND, UINT64_C(1) << k->order);
 	}
 	buddy_free(p, k->pfn, k->order, c);
@@ -217,15 +246,49 @@ void kzerod_take_back(struct phys *p)
 
 		next = w->next;
 		for (unsigned i = 0; i < b->nr; i++)
-			put_back(p, &b->block[i]);
+			if (b->block[i].state != KZ_DROPPED)
+				put_back(p, &b->block[i]);
 		b->nr = 0;
-		domain_try_end(b->domain);
+		if (b->domain)
+			domain_try_end(b->domain);
 	}
+}
+
+static void drop_batch(struct phys *p, struct kz_batch *b)
+{
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < b->nr; i++) {
+		struct kz_block *k = &b->block[i];
+
+		if (change_state(k, KZ_DROPPED))
+			put_back(p, k);
+		else
+			left += load_relaxed(&k->state) == KZ_TAKEN;
+	}
+	if (!left && b->domain)
+		domain_try_end(b->domain), b->domain = NULL;
+}
+
+void kzerod_drop(struct phys *p)
+{
+	CONTROL_THREAD();
+	kzerod_take_back(p);
+	for (unsigned i = 0; i < KZ_BATCHES; i++)
+		if (p->kz.batch[i].nr)
+			drop_batch(p, &p->kz.batch[i]);
 }
 
 void kzerod_wait(struct phys *p)
 {
-	if (!p->kz.queue || !workqueue_pending(p->kz.queue))
+	bool begun = false;
+
+	kzerod_drop(p);
+	for (unsigned i = 0; i < KZ_BATCHES; i++) {
+		begun |= p->kz.batch[i].nr && p->kz.batch[i].domain;
+		store_relaxed(&p->kz.batch[i].hurry, true);
+	}
+	if (!begun)
 		return;
 	workqueue_flush(p->kz.queue);
 	kzerod_take_back(p);
@@ -271,6 +334,10 @@ int kzerod_start(struct phys *p)
 void kzerod_stop(struct phys *p)
 {
 	kzerod_wait(p);
+	if (p->kz.queue && workqueue_pending(p->kz.queue)) {
+		workqueue_flush(p->kz.queue);
+		kzerod_take_back(p);
+	}
 	p->kz.queue = workqueue_destroy(p->kz.queue);
 }
 

@@ -326,7 +326,8 @@ static bool check_domain(struct phys *p, struct domain *d, uint64_t *zeroed)
 
 	for (unsigned i = 0; i < KZ_BATCHES; i++)
 		for (unsigned k = 0; p->kz.batch[i].domain == d && k < p->kz.batch[i].nr; k++)
-			isolated += UINT64_C(1) << p->kz.batch[i].block[k].order;
+			if (load_relaxed(&p->kz.batch[i].block[k].state) != KZ_DROPPED)
+				isolated += UINT64_C(1) << p->kz.batch[i].block[k].order;
 	for (unsigned i = 0; i < p->nr_zones; i++) {
 		struct tally unused = {0};
 		struct zone *z = &p->node[i / NR_ZONE_TYPES].zone[i % NR_ZONE_TYPES];

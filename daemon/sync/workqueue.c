@@ -46,6 +46,8 @@ struct workqueue {
 	uint32_t sleeping;        /* the worker waits for `queued` to change, or is about to */
 	uint32_t stopping;
 	uint32_t finished; /* futex: items ever run */
+	uint32_t tid;      /* the worker's; 0: not yet there */
+	uint32_t urged;    /* its priority was raised */
 	uint32_t flushing; /* the owner waits for `finished` to change, or is about to */
 };
 
@@ -117,11 +119,13 @@ static void *worker(void *arg)
 	struct workqueue *q = arg;
 	struct work *w, *next;
 
-	if (q->params.waited_for)
-		prctl(PR_SET_NAME, q->params.name);
-	else
-		os_thread_background(q->params.name);
+	prctl(PR_SET_NAME, q->params.name);
+	if (!q->params.waited_for)
+		os_thread_background(0, true);
+	store_release(&q->tid, (uint32_t)gettid());
 	while ((w = next_work(q))) {
+		if (__atomic_exchange_n(&q->urged, 0, __ATOMIC_ACQ_REL))
+			os_thread_background(0, true);
 		for (; w; w = next) {
 			next = w->next;
 			w->run(w);
@@ -176,12 +180,27 @@ int workqueue_create_for(const struct workqueue_params *params, struct workqueue
 	return 0;
 }
 
+/*
+ * Somebody waits for the worker, so it is no background work now. Without the right to that (sched(7):
+ * RLIMIT_NICE) it takes as long as it takes.
+ */
+static void urge(struct workqueue *q)
+{
+	uint32_t tid = load_acquire(&q->tid);
+
+	if (q->params.waited_for || !tid)
+		return;
+	store_release(&q->urged, 1);
+	os_thread_background((pid_t)tid, false);
+}
+
 struct workqueue *workqueue_destroy(struct workqueue *q)
 {
 	if (!q)
 		return NULL;
 	store_release(&q->stopping, 1);
 	wake_worker(q);
+	urge(q);
 	pthread_join(q->thread, NULL);
 	free_queue(q);
 	return NULL;
@@ -225,6 +244,8 @@ void workqueue_flush(struct workqueue *q)
 
 	/* Pairs with finish_work(): set `flushing`, then look at `finished`, and again in the kernel. */
 	__atomic_store_n(&q->flushing, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&q->finished, __ATOMIC_SEQ_CST) != q->nr_queued)
+		urge(q);
 	while ((finished = __atomic_load_n(&q->finished, __ATOMIC_SEQ_CST)) != q->nr_queued)
 		os_futex_wait(&q->finished, finished, 0);
 	store_relaxed(&q->flushing, 0);
