@@ -379,7 +379,6 @@ static void snapshots(struct test_daemon *d, void *arg)
 {
 	arena_t *a = client_open(d);
 	char *p = client_map(a, AREA), *copy, *second;
-	void *shared = arena_mmap(a, NULL, PAGE, RW, ANON_SHARED, -1, 0);
 
 	(void)arg;
 	pattern_fill(p, AREA, 7);
@@ -398,7 +397,6 @@ static void snapshots(struct test_daemon *d, void *arg)
 	CHECK_ERRNO(arena_snapshot(a, p, 0), EINVAL);
 	CHECK_ERRNO(arena_snapshot(a, p, SIZE_MAX), EINVAL);
 	CHECK_ERRNO(arena_snapshot(a, p, AREA + 64 * LEAF), ENOMEM);
-	CHECK_ERRNO(arena_snapshot(a, shared, PAGE), ENOTSUP);
 	CHECK_ERRNO(arena_snapshot(NULL, p, PAGE), EINVAL);
 	arena_close(a);
 }

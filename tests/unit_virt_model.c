@@ -540,6 +540,7 @@ static void test_model(void **state)
 	w.rng.state = test_seed();
 	w.next_pid = 100;
 	machine_up(&w.m, ARENA_BYTES, 2);
+	fake_others_flush = others_ack;
 	for (i = 0; i < n; i++) {
 		struct mclient *mc = &w.client[below(NR_CLIENTS)];
 

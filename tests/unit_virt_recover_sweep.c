@@ -199,10 +199,15 @@ static void close_segment(struct mclient *mc, struct mhandle *h)
 
 static void resize(struct mclient *mc, struct mhandle *h, uint64_t size)
 {
-	struct flush_wait wait = {0};
+	struct flush_wait wait;
+	int r;
 
-	assert_int_equal(mm_truncate_segment(mc->c->mm, h->handle, (int64_t)size, &wait), 0);
-	flush_wait_cancel(&wait);
+	do {
+		wait = (struct flush_wait){0};
+		r = mm_truncate_segment(mc->c->mm, h->handle, (int64_t)size, &wait);
+		flush_wait_cancel(&wait);
+	} while (flushed_again(mc, &r));
+	assert_int_equal(r, 0);
 	truncated(h->object, size);
 }
 
@@ -521,13 +526,42 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,  step_anon,     step_split,    step_protect,    step_fixed,
-	step_shared, step_segment,  step_cow,      step_ack,        step_own_segment,
-	step_zero,   step_pfn,      step_truncate, step_pages,      step_ack,
-	step_advice, step_populate, step_hole,     step_file,       step_late_ack,
-	step_mremap, step_heap,     step_lock,     step_policy,     step_pin,
-	step_gather, step_collapse, step_fork,     step_cow_calls,  step_snapshot,
-	step_close,  step_unmap,    step_death,    step_new_client, step_ack,
+	step_start,
+	step_anon,
+	step_split,
+	step_protect,
+	step_fixed,
+	step_shared,
+	step_segment,
+	step_cow,
+	step_ack,
+	step_own_segment,
+	step_zero,
+	step_pfn,
+	step_truncate,
+	step_pages,
+	step_ack,
+	step_advice,
+	step_populate,
+	step_hole,
+	step_file,
+	step_late_ack,
+	step_mremap,
+	step_heap,
+	step_lock,
+	step_policy,
+	step_pin,
+	step_gather,
+	step_collapse,
+	step_fork,
+	step_cow_calls,
+	step_snapshot,
+	step_snapshot_shared,
+	step_close,
+	step_unmap,
+	step_death,
+	step_new_client,
+	step_ack,
 	step_end,
 };
 
@@ -537,6 +571,7 @@ static void scenario_up(void)
 	w.next_pid = 100;
 	store_fake();
 	crash.m = &w.m;
+	fake_others_flush = others_ack;
 	machine_up(&w.m, UINT64_C(64) << 20, 1);
 }
 
@@ -722,6 +757,7 @@ static void random_child(void)
 	w.next_pid = 100;
 	store_fake();
 	crash.m = &w.m;
+	fake_others_flush = others_ack;
 	machine_up(&w.m, ARENA_BYTES, 2);
 	crash.after_death = random_life;
 	crash_arm(random_life());

@@ -175,7 +175,9 @@ static int crash_run(crash_fn fn, struct mm *mm, void *arg, size_t size, bool jo
 		crash_recover();
 	if (!crash_begin(arg, size)) {
 		crash.result = fn(crash_find(crash.mm), arg);
-		if (crash.journaled)
+		if (crash.journaled && crash.result == ARENA_E_WAIT_IO)
+			journal_clear(&crash.m->state);
+		else if (crash.journaled)
 			crash_deliver(arg, size);
 	}
 	truth_stop_after = 0;
@@ -245,18 +247,29 @@ static inline int crash_mm_adopt(struct mm *mm, const struct credentials *cred, 
 	return crash_run(crash_do_adopt, mm, &k, sizeof(k), false);
 }
 
+/* What a call waited for while the worker before was alive is nothing to the next one. */
+static unsigned crash_waited_for;
+
 static int crash_do_snapshot(struct mm *mm, void *arg)
 {
 	struct crash_args *k = arg;
+	struct virt *v = crash.m->virt;
+	int r;
 
-	return vm_snapshot(mm, k->a, k->b, &k->c);
+	if (crash_waited_for != crash.deaths)
+		virt_io_retry(v, NULL);
+	r = vm_snapshot(mm, k->a, k->b, &k->c);
+	virt_io_retry(v, NULL);
+	return r;
 }
 
 static inline int crash_vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out)
 {
 	struct crash_args k = {.a = addr, .b = len, .c = *out};
-	int r = crash_run(crash_do_snapshot, mm, &k, sizeof(k), true);
+	int r;
 
+	crash_waited_for = crash.deaths;
+	r = crash_run(crash_do_snapshot, mm, &k, sizeof(k), true);
 	*out = k.c;
 	return r;
 }

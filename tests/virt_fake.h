@@ -300,6 +300,9 @@ static inline uint8_t *client_frame(const struct fake_client *c, uint64_t addr)
 
 static inline void client_ack(struct fake_client *c, uint64_t upto);
 
+/* Has the other clients acknowledge what a call of one of them waits for; or NULL. */
+static void (*fake_others_flush)(void);
+
 /* An access: refill if the entry permits it, else fault. NULL: refused, see *refusal. */
 static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint32_t access,
 				     unsigned cpu, struct fault_refusal *refusal)
@@ -317,7 +320,7 @@ static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint3
 			client_refill(c, addr, e, level);
 			return client_frame(c, addr);
 		}
-		/* As the service, which serves the call again when its file was read. */
+		/* As the service, which serves the call again when what it waits for is there. */
 		virt_io_retry(c->m->virt, &wait);
 		r = vm_fault(c->mm, addr, access, cpu, refusal);
 		virt_io_retry(c->m->virt, NULL);
@@ -325,6 +328,8 @@ static inline uint8_t *client_access(struct fake_client *c, uint64_t addr, uint3
 			wait = (struct io_wait){0};
 			virt_io_wait(c->m->virt, &wait);
 			virt_files_collect(c->m->virt);
+			if (wait.pending && fake_others_flush)
+				fake_others_flush();
 			r = 0;
 		}
 		if (r == ARENA_E_AGAIN) {
@@ -378,8 +383,9 @@ static inline bool frame_was_let_go(const struct fake_machine *m, const struct t
 {
 	const struct page *page = pfn_to_page(m->phys, compound_head(m->phys, pfn));
 
-	return now->owner == PG_OBJECT && !now->mapping && page->flags & PG_LIMBO &&
-	       !page->mapcount;
+	/* Or is a snapshot's. */
+	return now->owner == PG_OBJECT && !now->mapping &&
+	       (page->flags & PG_LIMBO || page->mapcount);
 }
 
 /* ---- flushes ------------------------------------------------------------------------------- */

@@ -44,6 +44,7 @@ struct mpage {
 	uint32_t flags;  /* VM_* that madvise, mlock and mmap set */
 	uint64_t linear; /* without an object: page number of where it was first mapped */
 	struct mobject *object;
+	struct mobject *origin; /* of a snapshot: what it was shared memory of; never looked into */
 	uint32_t pgoff, slot;
 	struct content content;
 	pfn_t pinned; /* private memory: the frame that it must keep; 0: none */
@@ -253,6 +254,7 @@ static inline bool mpages_alike(const struct mpage *a, const struct mpage *b)
 {
 	return a->mapped && b->mapped && a->shared == b->shared && a->maywrite == b->maywrite &&
 	       a->prot == b->prot && a->flags == b->flags && a->object == b->object &&
+	       a->origin == b->origin &&
 	       (a->object ? a->pgoff + 1 == b->pgoff && a->slot == b->slot
 			  : a->linear + 1 == b->linear);
 }

@@ -315,6 +315,45 @@ static void step_cow_calls(void)
 	get(D, cow_at + LEAF(1) + PAGE(40));
 }
 
+/* Of shared memory that is written to meanwhile: leaves and single pages, a part that is truncated. */
+static void step_snapshot_shared(void)
+{
+	uint64_t copy, twice, shared, seg = LEAF(1) - PAGE(3), len = LEAF(1) + PAGE(6);
+
+	put(A, s.seg + seg);
+	put(A, s.seg + LEAF(1) + PAGE(1));
+	copy = snapshot(A, s.seg + seg, len);
+	put(A, s.seg + seg + PAGE(1));
+	put(A, s.seg + LEAF(1) + PAGE(1));
+	get(A, copy);
+	get(A, copy + PAGE(4));
+	put(A, copy + PAGE(5));
+	twice = snapshot(A, copy, PAGE(20));
+	put(A, s.seg + LEAF(1) + PAGE(8));
+	put(A, twice + PAGE(3));
+	get(A, copy + PAGE(3));
+	get(A, copy + PAGE(11));
+	resize(A, s.a, LEAF(1) + PAGE(2) + 100);
+	resize(A, s.a, LEAF(1) + PAGE(40));
+	get(A, copy + PAGE(4));
+	get(A, copy + PAGE(6));
+	unmap(A, copy, LEAF(1));
+	get(A, twice + PAGE(11));
+	unmap(A, twice, PAGE(20));
+	unmap(A, copy + LEAF(1), PAGE(6));
+	/* Anonymous, beside private memory: each in its kind. */
+	shared = map(A, 0, LEAF(1) + PAGE(2), PROT_RW, MAP_SHARED, NULL, 0);
+	put(A, shared);
+	put(A, shared + LEAF(1));
+	copy = snapshot(A, shared, LEAF(1) + PAGE(2));
+	put(A, shared);
+	unmap(A, shared, LEAF(1) + PAGE(2));
+	get(A, copy);
+	get(A, copy + LEAF(1));
+	put(A, copy + PAGE(3));
+	unmap(A, copy, LEAF(1) + PAGE(2));
+}
+
 static void step_snapshot(void)
 {
 	uint64_t copy = snapshot(D, cow_at + LEAF(1) - PAGE(3), LEAF(1) + PAGE(5)), twice;

@@ -303,6 +303,15 @@ static inline void sync_copies(struct mclient *mc, uint64_t start, uint64_t end)
 /* What is shared is copied when the client has flushed: ask again. */
 static inline bool flushed_again(struct mclient *mc, int *r)
 {
+	if (*r == ARENA_E_WAIT_IO) {
+		struct io_wait wait = {0};
+
+		virt_io_wait(w.m.virt, &wait);
+		if (wait.pending)
+			fake_others_flush();
+		*r = 0;
+		return true;
+	}
 	if (*r != ARENA_E_AGAIN)
 		return false;
 	client_ack(mc->c, mm_flush_posted(mc->c->mm));

@@ -368,7 +368,7 @@ static pfn_t scan_used(struct scan *s, pfn_t pfn, uint32_t place)
 	struct phys *p = s->p;
 	struct page *page = &p->mem_map[pfn];
 	uint32_t kept = PG_OWNER | PG_LIMBO | PG_HOLE | PG_DIRTY | PG_WRITEBACK | PG_REDIRTY |
-			PG_MLOCKED | PG_PINNED | PG_ORDER_MASK << PG_ORDER_SHIFT;
+			PG_FROZEN | PG_MLOCKED | PG_PINNED | PG_ORDER_MASK << PG_ORDER_SHIFT;
 	unsigned order = page_order(page);
 
 	if (unlikely(pfn < s->free_end))

@@ -176,6 +176,8 @@ enum zone_type { ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, NR_ZONE_TYPES };
 #define PG_DIRTY (1u << 24) /* of a file: differs from it, or may; the truth of what is unwritten */
 #define PG_WRITEBACK (1u << 25) /* PG_DIRTY, and being written; index */
 #define PG_REDIRTY (1u << 26)   /* PG_WRITEBACK, and made writable meanwhile; index */
+#define PG_FROZEN \
+	(1u << 27) /* of an object: snapshots may hold it, so ask before a right to write */
 #define PG_OWNER (PG_ANON | PG_OBJECT | PG_KERNEL)
 
 /*

@@ -384,7 +384,7 @@ struct later *later_drop(struct later *l)
 		TAILQ_REMOVE(&l->call.peer->service->finished, l, finished_link);
 	else if (l->wait.pending)
 		flush_wait_cancel(&l->wait);
-	if (l->io.pending)
+	if (l->io.pending || l->io.settle)
 		io_wait_cancel(&l->io);
 	event_free(l->deadline);
 	free(l);

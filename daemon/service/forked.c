@@ -156,6 +156,8 @@ int handle_snapshot(struct call *call)
 	uint64_t out;
 	int r = vm_snapshot(p->mm, m->address, m->length, &out);
 
+	if (r == ARENA_E_WAIT_IO)
+		return call_wait_io(call);
 	if (r)
 		return r;
 	call_flush_all(call);

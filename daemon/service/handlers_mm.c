@@ -160,6 +160,10 @@ int handle_madvise(struct call *call)
 	if (!l)
 		return -ENOMEM;
 	r = vm_madvise(p->mm, m->address, len, m->advice, &l->wait);
+	if (r == ARENA_E_WAIT_IO) {
+		later_drop(l);
+		return call_wait_io(call);
+	}
 	if (r || !l->wait.pending) {
 		later_drop(l);
 		return r;

@@ -96,6 +96,10 @@ int handle_shm_truncate(struct call *call)
 	if (!l)
 		return -ENOMEM;
 	r = mm_truncate_segment(p->mm, m->segment, m->size, &l->wait);
+	if (r == ARENA_E_WAIT_IO) {
+		later_drop(l);
+		return call_wait_io(call);
+	}
 	if (r || !l->wait.pending) {
 		later_drop(l);
 		return r;

@@ -335,7 +335,7 @@ static void tend_files(struct service *s)
 	struct timeval tv;
 
 	virt_files_collect(v);
-	if (!virt_has_files(v))
+	if (!virt_has_deadlines(v))
 		return;
 	now = clock_now();
 	virt_files_tick(v, now);

@@ -123,9 +123,12 @@ int collapse_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bo
 	uint64_t base = ALIGN_UP(start, ARENA_LEAF_SIZE);
 	int result = 0;
 
-	if (v->object || ALIGN_UP(v->start, ARENA_LEAF_SIZE) + ARENA_LEAF_SIZE > v->end)
+	if (v->object || v->origin ||
+	    ALIGN_UP(v->start, ARENA_LEAF_SIZE) + ARENA_LEAF_SIZE > v->end)
 		return ARENA_E_INVALID;
-	for (; base + ARENA_LEAF_SIZE <= end; base += ARENA_LEAF_SIZE) {
+	/* A right to write given now could be used too early (frozen.h). */
+	*again |= v->mm->nr_settling;
+	for (; base + ARENA_LEAF_SIZE <= end && !v->mm->nr_settling; base += ARENA_LEAF_SIZE) {
 		int r = collapse_one(v, base, settled, again);
 
 		if (r)

@@ -79,8 +79,11 @@ bool cow_exclusive(const struct mm *mm, uint64_t addr, const struct pte_ref *ref
 	const struct cow_job *j;
 	unsigned refs;
 
-	if (page->refcount == 1 || !(page->flags & PG_ANON))
-		return page->refcount == 1;
+	/* An object's frame in a snapshot stays what it was, whether the object has it still or not. */
+	if (!(page->flags & PG_ANON))
+		return false;
+	if (page->refcount == 1)
+		return true;
 	/* Its other references are pins, and the limbo of what was there before it was pinned. */
 	if (page->flags & PG_PINNED)
 		return true;
@@ -156,7 +159,8 @@ static bool job_join(struct vma *vma, const struct cow_job *j)
 	uint32_t table;
 	unsigned i;
 
-	if (limbo_reserve(mm, 1) || !pgtable_lookup(mm, j->base, &pmd) || pmd.level)
+	if (j->base < vma->start || j->base + ARENA_LEAF_SIZE > vma->end || limbo_reserve(mm, 1) ||
+	    !pgtable_lookup(mm, j->base, &pmd) || pmd.level)
 		return false;
 	table = pmd.table;
 	if (entries_of_block(mm, &pmd, j->block, ARENA_LEAF_PAGES) != ARENA_LEAF_PAGES ||
@@ -185,7 +189,8 @@ static void switch_to_copy(struct vma *vma, struct pte_ref *ref, pfn_t to)
 	struct mm *mm = vma->mm;
 	pfn_t from = (pfn_t)arena_pte_pfn(*ref->entry);
 
-	memcpy(domain_address(mm->domain, to), domain_address(mm->domain, from), ARENA_PAGE_SIZE);
+	memcpy(domain_address(mm->domain, to),
+	       domain_address(pfn_domain(mm->virt->phys, from), from), ARENA_PAGE_SIZE);
 	remap_entry(vma, ref, to, vma_entry(vma, to, false, false, false, false));
 }
 
@@ -201,7 +206,14 @@ static bool needs_copy(struct vma *vma, uint64_t addr, struct pte_ref *ref)
 		return false;
 	pfn = (pfn_t)arena_pte_pfn(*ref->entry);
 	page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
-	return page->flags & PG_ANON;
+	return page->flags & PG_ANON || vma->origin;
+}
+
+/* Copies are in the place of frames of an object, to which others may be waiting to write. */
+static void note_copied(struct vma *vma)
+{
+	if (vma->origin)
+		vma->mm->push_seq = vma->mm->posted;
 }
 
 /* Copy up to n pages of the job around addr, which is one of them. */
@@ -209,7 +221,8 @@ static int job_copy(struct vma *vma, struct cow_job *j, uint64_t addr)
 {
 	struct mm *mm = vma->mm;
 	uint64_t piece = (uint64_t)j->piece << ARENA_PAGE_SHIFT, at;
-	uint64_t start = ALIGN_DOWN(addr, piece), end = start + piece;
+	uint64_t start = MAX(ALIGN_DOWN(addr, piece), vma->start);
+	uint64_t end = MIN(ALIGN_DOWN(addr, piece) + piece, vma->end);
 	int r = limbo_reserve(mm, j->piece + 1 + ARENA_TABLE_LEVELS);
 
 	if (r)
@@ -227,6 +240,7 @@ static int job_copy(struct vma *vma, struct cow_job *j, uint64_t addr)
 	}
 	state_event(mm->virt->state, EV_ARENA_COW, 1);
 	flush_post(mm, ARENA_FLUSH_UNMAP, start, end);
+	note_copied(vma);
 	j->piece = MIN(j->piece * 2, ARENA_LEAF_PAGES);
 	if (j->nr_done == ARENA_LEAF_PAGES && job_join(vma, j))
 		job_end(mm, j);
@@ -252,6 +266,7 @@ static int copy_page(struct vma *vma, struct pte_ref *ref, uint64_t addr, unsign
 	switch_to_copy(vma, ref, got.pfn);
 	state_event(mm->virt->state, EV_ARENA_COW, 1);
 	flush_post(mm, ARENA_FLUSH_UNMAP, addr, addr + ARENA_PAGE_SIZE);
+	note_copied(vma);
 	return 0;
 }
 
@@ -265,22 +280,12 @@ static bool frames_stable(struct mm *mm)
 	return mm->acked >= mm->wp_seq;
 }
 
-int cow_fault(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref)
+int cow_push(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref)
 {
 	struct mm *mm = vma->mm;
-	uint64_t old = *ref->entry;
 	struct cow_job *j;
 	int r;
 
-	if (cow_exclusive(mm, addr, ref)) {
-		pte_switch(mm, ref,
-			   vma_entry(vma, (pfn_t)arena_pte_pfn(old), old & ARENA_PTE_HUGE,
-				     old & ARENA_PTE_HOLE, old & ARENA_PTE_AHEAD, false));
-		state_event(mm->virt->state, EV_ARENA_COW_REUSE, 1);
-		return 0;
-	}
-	if (!frames_stable(mm))
-		return ARENA_E_AGAIN;
 	if (ref->level) {
 		j = job_start(vma, addr, cpu);
 		r = pgtable_split_leaf(mm, ref, addr);
@@ -292,4 +297,21 @@ int cow_fault(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref)
 		j = job_find(mm, addr);
 	}
 	return j ? job_copy(vma, j, addr) : copy_page(vma, ref, addr, cpu);
+}
+
+int cow_fault(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref)
+{
+	struct mm *mm = vma->mm;
+	uint64_t old = *ref->entry;
+
+	if (cow_exclusive(mm, addr, ref)) {
+		pte_switch(mm, ref,
+			   vma_entry(vma, (pfn_t)arena_pte_pfn(old), old & ARENA_PTE_HUGE,
+				     old & ARENA_PTE_HOLE, old & ARENA_PTE_AHEAD, false));
+		state_event(mm->virt->state, EV_ARENA_COW_REUSE, 1);
+		return 0;
+	}
+	if (!frames_stable(mm))
+		return ARENA_E_AGAIN;
+	return cow_push(vma, addr, cpu, ref);
 }

@@ -14,6 +14,7 @@
 #include <signal.h>
 
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 /* One fault's state. */
 struct fault {
@@ -492,8 +493,14 @@ static bool vma_permits(const struct vma *vma, uint32_t access)
  */
 static bool entry_allow(const struct fault *f, const struct pte_ref *ref)
 {
-	uint64_t fresh = entry_refresh(f->vma, f->addr, ref);
+	const struct vma *vma = f->vma;
+	uint64_t fresh;
 
+	/* frozen_raise() does more of them. */
+	if (f->access == PROT_WRITE && vma->flags & VM_SHARED && vma->object &&
+	    vma->object->kind != OBJECT_FILE)
+		return false;
+	fresh = entry_refresh(vma, f->addr, ref);
 	if (!entry_permits(fresh, f->access))
 		return false;
 	pte_switch(f->mm, ref, fresh);
@@ -505,6 +512,18 @@ static bool entry_is_anon(const struct mm *mm, uint64_t entry)
 	pfn_t head = frame_head(mm->virt, (pfn_t)arena_pte_pfn(entry));
 
 	return pfn_to_page(mm->virt->phys, head)->flags & PG_ANON;
+}
+
+/* A leaf of which a snapshot holds other pages is mapped without the right to write. */
+static int shared_fault(struct fault *f)
+{
+	struct pte_ref ref;
+	int r = object_fault(f);
+
+	if (r || f->access != PROT_WRITE || !(f->vma->flags & VM_SHARED) ||
+	    !pgtable_lookup(f->mm, f->addr, &ref) || !*ref.entry || *ref.entry & ARENA_PTE_WRITE)
+		return r;
+	return frozen_raise(f->vma, f->addr, &ref);
 }
 
 static int fault_resolve(struct fault *f)
@@ -526,14 +545,22 @@ static int fault_resolve(struct fault *f)
 	/* Whatever it has was there from the start. */
 	if (vma->flags & VM_SPECIAL)
 		return refuse(f, SIGBUS, BUS_ADRERR);
+	if (f->access == PROT_WRITE) {
+		int r = frozen_write(vma, f->addr, f->cpu);
+
+		if (r)
+			return r;
+	}
 	if (present && entry_is_zero(f->mm->virt, *ref.entry))
 		return anon_fault(f);
-	if (present && entry_is_anon(f->mm, *ref.entry))
+	if (present && (vma->origin || entry_is_anon(f->mm, *ref.entry)))
 		return cow_fault(vma, f->addr, f->cpu, &ref);
+	if (present && vma->flags & VM_SHARED && vma->object->kind != OBJECT_FILE)
+		return frozen_raise(vma, f->addr, &ref);
 	if (vma->object && vma->object->kind == OBJECT_FILE)
 		return file_fault(vma, f->addr, f->access, f->cpu, f->refusal);
 	if (vma->object)
-		return object_fault(f);
+		return shared_fault(f);
 	return anon_fault(f);
 }
 
@@ -561,11 +588,17 @@ int fault_make_own(struct vma *vma, uint64_t addr, unsigned cpu, bool *done)
 	    !*ref.entry)
 		return 0;
 	*done = true;
+	if (f.mm->nr_settling) {
+		int r = frozen_write(vma, addr, cpu);
+
+		if (r)
+			return r;
+	}
 	if (entry_is_zero(f.mm->virt, *ref.entry)) {
 		f.access = PROT_WRITE;
 		return anon_fault(&f);
 	}
-	if (!entry_is_anon(f.mm, *ref.entry))
+	if (!entry_is_anon(f.mm, *ref.entry) && !vma->origin)
 		return copy_on_write(&f, (pfn_t)arena_pte_pfn(*ref.entry) +
 						 (ref.level ? arena_table_index(addr, 0) : 0));
 	if (!cow_exclusive(f.mm, addr, &ref))

@@ -375,6 +375,54 @@ void file_readahead(struct object *o, uint64_t first, uint64_t last)
 	}
 }
 
+/* How many pages are missing, and the first of them. */
+static uint64_t count_missing(struct object *o, uint64_t at, uint64_t last, uint64_t *first)
+{
+	uint64_t n = 0;
+
+	while (at < last) {
+		struct chunk *chunk;
+		bool there = object_frame(o, at, &chunk) != PFN_NONE;
+
+		if (chunk && chunk->nr == ARENA_LEAF_PAGES) {
+			at = ALIGN_DOWN(at, (uint64_t)ARENA_LEAF_PAGES) + ARENA_LEAF_PAGES;
+			continue;
+		}
+		if (!there && !n++)
+			*first = at;
+		at++;
+	}
+	return n;
+}
+
+int file_need(struct object *o, uint64_t first, uint64_t last)
+{
+	struct virt *v = o->virt;
+	const struct io_wait *retry = v->files.retry;
+	uint64_t missing = first, nr;
+	struct file_io *io;
+	int r = file_refresh_size(o);
+
+	if (r)
+		return r;
+	last = MIN(last, file_pages(o));
+	nr = count_missing(o, first, last, &missing);
+	if (!nr)
+		return 0;
+	if (o->file->fd < 0 || (retry && retry->object == o->id && retry->pgoff == missing))
+		return ARENA_E_FAULT;
+	/* What is read must not drive out what was read before. */
+	if (nr > phys_free_pages(v->phys))
+		return ARENA_E_NO_MEMORY;
+	file_readahead(o, missing, last - 1);
+	io = find_read(o, missing);
+	if (!io)
+		return ARENA_E_NO_MEMORY;
+	v->files.wanted = io;
+	v->files.wanted_page = missing;
+	return ARENA_E_WAIT_IO;
+}
+
 /* A page that was read becomes the object's. */
 static bool enter_page(struct object *o, uint32_t pgoff, pfn_t pfn)
 {

@@ -103,6 +103,9 @@ int file_refresh_size(struct object *o);
 void file_read_done(struct file_io *io);
 /* Begin to read what is missing of [first, last]. */
 void file_readahead(struct object *o, uint64_t first, uint64_t last);
+/* All of [first, last) that is in the file is to be cached. 0: it is. ARENA_E_WAIT_IO, ARENA_E_NO_MEMORY,
+ * ARENA_E_FAULT: it cannot be read. */
+int file_need(struct object *o, uint64_t first, uint64_t last);
 /* The object's end; an object of a record. */
 void file_end(struct object *o);
 int file_adopt(struct virt *v, struct object *o);

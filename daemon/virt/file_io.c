@@ -22,6 +22,7 @@
 
 #include "base/log.h"
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 #define FILE_PAIRS 4u
 
@@ -359,8 +360,11 @@ void virt_io_wait(struct virt *v, struct io_wait *w)
 	struct file_io *io = v->files.wanted;
 
 	v->files.wanted = NULL;
-	BUG_ON(!io);
 	w->pending = 1;
+	if (!io) {
+		frozen_wait(v, w);
+		return;
+	}
 	w->io = io;
 	w->object = io->object->id;
 	w->pgoff = v->files.wanted_page;
@@ -386,9 +390,11 @@ void io_wait_cancel(struct io_wait *w)
 		r->wait = NULL;
 	w->requests = NULL;
 	w->pending = 0;
+	frozen_wait_cancel(w);
 }
 
 void virt_io_retry(struct virt *v, const struct io_wait *w)
 {
 	v->files.retry = w && w->error ? w : NULL;
+	v->frozen.retry = w;
 }

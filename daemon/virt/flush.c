@@ -215,6 +215,7 @@ bool mm_flush_collect(struct mm *mm)
 		return false;
 	state_event(mm->virt->state, EV_ARENA_FLUSH_ACKED, ack - mm->acked);
 	mm->acked = ack;
+	mm->late = false;
 	before = mm_flush_pending(mm);
 	any = limbo_release(mm, ack);
 	slot_end_lingering(mm, ack);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fork.c - copies of address spaces and of ranges that share their frames until somebody writes.
+ * fork.c - copies of address spaces that share their frames until somebody writes.
  *
- *	mm_fork()       a new mm with all of the parent's VMAs, handles and slots, for a child process
- *	vm_snapshot()   one range again at another place of the same mm
+ *	mm_fork()         a new mm with all of the parent's VMAs, handles and slots, for a child process
+ *	share_entries()   what it does to private memory, and vm_snapshot() does, too (snapshot.c)
  *
- * Both do the same to each present entry of private memory: it loses the right to write, and an equal
+ * Each present entry of private memory loses the right to write, and an equal
  * one is installed in the copy, with a reference of its own. So the cost grows with entries, and a leaf
  * is one. What writes do after that is cow.c's. Frames of objects are not shared this way: the copy
- * finds them when it faults.
+ * finds them when it faults. In what a snapshot took of an object they are: nobody writes to those.
  *
  * The copy is the memory of one moment, though other threads go on writing: it is that of the flush.
  * Writes that the client makes before it applies the flush lie in shared frames, and a client applies
@@ -17,8 +17,8 @@
  *
  * A pinned frame is its pinner's alone (pin.c): the copy gets another with its bytes at once.
  *
- * A crash: a child's record is made live last, so a half-made one is left over and freed; a half-made
- * snapshot is unmapped and made again. Entries that lost their right meanwhile get it back by a fault.
+ * A crash: a child's record is made live last, so a half-made one is left over and freed.
+ * Entries that lost their right meanwhile get it back by a fault.
  *
  * rmap: frames of an mm and of all that came from it by fork have one anon_family and keep their linear
  * index, so that whoever maps a frame is found by looking there (rmap_walk()).
@@ -35,33 +35,33 @@ struct sharing {
 };
 
 /* Frames of its own for the copy, with what the 2^order at pfn hold. ARENA_E_NO_MEMORY. */
-static int copy_frames(const struct sharing *s, uint64_t addr, pfn_t pfn, unsigned order)
+static int copy_frames(struct vma *vma, uint64_t addr, pfn_t pfn, unsigned order)
 {
-	struct mm *mm = s->to->mm;
+	struct mm *mm = vma->mm;
 	struct alloc_result got;
 	struct pte_ref to;
 	int r = pgtable_get(mm, addr, order ? 1 : 0, &to);
 
 	if (!r)
-		r = anon_alloc(s->to, addr, order, GFP_NO_ZERO | (order ? ARENA_GFP_NOWARN : 0), 0,
+		r = anon_alloc(vma, addr, order, GFP_NO_ZERO | (order ? ARENA_GFP_NOWARN : 0), 0,
 			       PFN_NONE, &got);
 	if (r)
 		return r;
-	memcpy(domain_address(mm->domain, got.pfn), domain_address(mm->domain, pfn),
-	       ARENA_PAGE_SIZE << order);
-	map_frame(s->to, &to, got.pfn, vma_entry(s->to, got.pfn, order, false, false, false));
+	memcpy(domain_address(mm->domain, got.pfn),
+	       domain_address(pfn_domain(mm->virt->phys, pfn), pfn), ARENA_PAGE_SIZE << order);
+	map_frame(vma, &to, got.pfn, vma_entry(vma, got.pfn, order, false, false, false));
 	return 0;
 }
 
-static int copy_pinned(const struct sharing *s, uint64_t addr, const struct pte_ref *ref)
+int copy_block(struct vma *to, uint64_t addr, pfn_t pfn, unsigned n)
 {
-	pfn_t pfn = (pfn_t)arena_pte_pfn(*ref->entry);
-	unsigned i, n = ref->level ? ARENA_LEAF_PAGES : 1;
-	int r = ref->level ? copy_frames(s, addr, pfn, ARENA_LEAF_ORDER) : ARENA_E_NO_MEMORY;
+	bool leaf = n == ARENA_LEAF_PAGES && IS_ALIGNED(addr, ARENA_LEAF_SIZE);
+	int r = leaf ? copy_frames(to, addr, pfn, ARENA_LEAF_ORDER) : ARENA_E_NO_MEMORY;
+	unsigned i;
 
 	/* No block to be had: single frames. */
 	for (i = 0; r == ARENA_E_NO_MEMORY && i < n; i++) {
-		r = copy_frames(s, addr + i * ARENA_PAGE_SIZE, pfn + i, 0);
+		r = copy_frames(to, addr + i * ARENA_PAGE_SIZE, pfn + i, 0);
 		if (r)
 			return r;
 		r = i + 1 < n ? ARENA_E_NO_MEMORY : 0;
@@ -96,10 +96,10 @@ static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *ar
 	if (entry_is_zero(v, entry))
 		return share_zero(s, addr + s->shift, ref);
 	head = frame_head(v, pfn);
-	if (!(pfn_to_page(v->phys, head)->flags & PG_ANON))
+	if (!(pfn_to_page(v->phys, head)->flags & PG_ANON) && !s->to->origin)
 		return 0;
-	if (pfn_to_page(v->phys, head)->flags & PG_PINNED)
-		return copy_pinned(s, addr + s->shift, ref);
+	if ((pfn_to_page(v->phys, head)->flags & (PG_PINNED | PG_ANON)) == (PG_PINNED | PG_ANON))
+		return copy_block(s->to, addr + s->shift, pfn, ref->level ? ARENA_LEAF_PAGES : 1);
 	r = pgtable_get(s->to->mm, addr + s->shift, ref->level, &to);
 	if (r)
 		return r;
@@ -114,8 +114,7 @@ static int share_one(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *ar
 }
 
 /* The entries of [start, end), which lies in `from`, in `to` as well. */
-static int share_entries(struct vma *from, struct vma *to, uint64_t start, uint64_t end,
-			 uint64_t shift)
+int share_entries(struct vma *from, struct vma *to, uint64_t start, uint64_t end, uint64_t shift)
 {
 	struct sharing s = {.to = to, .shift = shift};
 	struct mm *mm = from->mm;
@@ -146,11 +145,13 @@ static int fork_vma(struct mm *child, struct vma *v)
 		.prot = v->prot,
 		.slot = v->slot,
 		.object = v->object,
+		.origin = v->origin,
 	};
 	struct vma *copy;
 	int r = 0;
 
-	if (v->flags & (VM_DONTCOPY | VM_SPECIAL))
+	/* Nobody knows yet of a snapshot that is settling. */
+	if (v->flags & (VM_DONTCOPY | VM_SPECIAL | VM_SETTLING))
 		return 0;
 	/* The parent asks for it, and the child promises as much again. */
 	if (v->flags & VM_ACCOUNT)
@@ -178,107 +179,6 @@ int mm_copy_memory(struct mm *parent, struct mm *child)
 		r = fork_vma(child, v);
 	}
 	return r;
-}
-
-/* ---- snapshot -------------------------------------------------------------------------------- */
-
-/* Every page of [start, end) is mapped, and privately; and as much again may be. */
-static int snapshot_check(const struct mm *mm, uint64_t start, uint64_t end)
-{
-	struct vm_usage usage;
-	const struct vma *v;
-	unsigned nr = 0;
-	uint64_t at;
-	int r;
-
-	for (at = start; at < end; at = v->end) {
-		v = vma_find(mm, at);
-		if (!v || v->start > at)
-			return ARENA_E_NOT_MAPPED;
-		if (v->flags & VM_SPECIAL)
-			return ARENA_E_INVALID;
-		if (v->flags & VM_SHARED)
-			return ARENA_E_UNSUPPORTED;
-		nr++;
-	}
-	if (!map_count_ok(mm, nr))
-		return ARENA_E_NO_MEMORY;
-	mm_range_usage(mm, start, end, &usage);
-	r = mm_may_expand(mm, 0, PROT_WRITE, usage.data);
-	return r || !usage.accounted ? r : vm_enough_memory(mm, usage.accounted);
-}
-
-/* A free place at the same distance from a leaf's border, so that leaves stay leaves. */
-static int snapshot_place(struct mm *mm, uint64_t start, uint64_t len, uint64_t *at)
-{
-	uint64_t offset = start % ARENA_LEAF_SIZE, free_at;
-	int r = area_find(mm, len + ARENA_LEAF_SIZE, 0, &free_at);
-
-	if (r) {
-		/* In a window so full: there, or nowhere. A leaf cannot begin inside another's place. */
-		r = area_find(mm, len, 0, at);
-		return r || IS_ALIGNED(*at - start, ARENA_LEAF_SIZE) ? r : ARENA_E_NO_MEMORY;
-	}
-	*at = ALIGN_DOWN(free_at, ARENA_LEAF_SIZE) + offset;
-	if (*at < free_at)
-		*at += ARENA_LEAF_SIZE;
-	return 0;
-}
-
-static int snapshot_vma(struct vma *v, uint64_t start, uint64_t end, uint64_t shift)
-{
-	struct vma_template t = {
-		.start = start + shift,
-		.end = end + shift,
-		.pgoff = vma_pgoff(v, start),
-		.flags = v->flags & ~(VM_LOCKED_MASK | VM_GROWSDOWN),
-		.prot = v->prot,
-		.slot = v->slot,
-		.object = v->object,
-	};
-	struct mm *mm = v->mm;
-	int r = vma_insert(mm, &t);
-
-	return r ? r : share_entries(v, vma_find(mm, t.start), start, end, shift);
-}
-
-int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out)
-{
-	uint64_t end = ALIGN_UP(addr + len, ARENA_PAGE_SIZE), to, at, arg[JOURNAL_ARGS];
-	struct vma *v;
-	int r;
-
-	CONTROL_THREAD();
-	if (!IS_ALIGNED(addr, ARENA_PAGE_SIZE) || !range_ok(addr, len) || end <= addr ||
-	    !window_contains(mm, addr, end))
-		return ARENA_E_INVALID;
-	/* What a worker before us had made of it was told to nobody. */
-	if (call_resume(mm->virt, VIRT_CALL_SNAPSHOT, mm->id, arg) && arg[2] == end - addr &&
-	    range_ok(arg[1], arg[2]) && window_contains(mm, arg[1], arg[1] + arg[2]) &&
-	    (arg[1] >= end || arg[1] + arg[2] <= addr)) {
-		r = vm_munmap(mm, arg[1], arg[2]);
-		if (r)
-			return r;
-	}
-	r = snapshot_check(mm, addr, end);
-	if (!r)
-		r = snapshot_place(mm, addr, end - addr, &to);
-	if (r)
-		return r;
-	call_prepare(mm->virt, VIRT_CALL_SNAPSHOT, mm->id, to, end - addr, 0, 0);
-	cow_forget(mm, addr, end);
-	for (at = addr; at < end && !r; at = MIN(v->end, end)) {
-		v = vma_find(mm, at);
-		r = snapshot_vma(v, at, MIN(v->end, end), to - addr);
-		/* Inserting may have merged it away. */
-		v = vma_find(mm, at);
-	}
-	if (r) {
-		vm_munmap(mm, to, end - addr);
-		return r;
-	}
-	*out = to;
-	return 0;
 }
 
 /* ---- reverse mapping --------------------------------------------------------------------------- */

@@ -145,9 +145,10 @@ int gather_range(struct vma *v, uint64_t start, uint64_t end, bool settled, bool
 	uint64_t base = start & ARENA_LEAF_MASK;
 	int result = 0;
 
-	if (v->object)
+	if (v->object || v->origin)
 		return ARENA_E_INVALID;
-	for (; base < end; base += ARENA_LEAF_SIZE) {
+	*again |= v->mm->nr_settling; /* as in collapse_range() */
+	for (; base < end && !v->mm->nr_settling; base += ARENA_LEAF_SIZE) {
 		struct gather g = {.vma = v, .base = base, .block = PFN_NONE};
 		int r = gather_one(&g, MAX(start, base), MIN(end, base + ARENA_LEAF_SIZE), settled,
 				   again);

@@ -53,6 +53,8 @@
 #define VM_PFNMAP (1u << 16) /* frames by number: no struct page of them is looked at */
 #define VM_IO (1u << 17)
 #define VM_MIXEDMAP (1u << 18)
+#define VM_SNAPSHOT (1u << 19) /* private, with frames of the object `origin` as they once were */
+#define VM_SETTLING (1u << 20) /* a snapshot that was told to nobody yet */
 #define VM_LOCKED_MASK (VM_LOCKED | VM_LOCKONFAULT)
 #define VM_SPECIAL (VM_DIRECT | VM_PFNMAP | VM_IO | VM_MIXEDMAP)
 
@@ -67,6 +69,7 @@ struct vma {
 	uint32_t flags, prot;
 	uint64_t pgoff;
 	struct object *object; /* NULL: private anonymous */
+	struct object *origin; /* VM_SNAPSHOT: whose frames it may have; `object` is NULL */
 	uint32_t slot;         /* arena descriptor its frames are mapped from */
 	uint32_t record;       /* index of its record in the mm file */
 	uint64_t ahead_next;   /* a fault here continues a sequential pattern */
@@ -174,6 +177,9 @@ struct mm {
 	struct limbo limbo;
 	uint64_t posted, acked;
 	uint64_t wp_seq; /* the last flush that took a right to write because a frame was shared */
+	uint64_t push_seq; /* the last one that took an object's frame from a snapshot */
+	bool late; /* that one is not waited for any more, until the client acknowledges something */
+	unsigned nr_settling; /* snapshots of its memory under way */
 	struct cow_job_list cow_jobs;
 	unsigned nr_cow_jobs;
 	uint64_t recovered; /* the whole flush that recovery posted */
@@ -223,8 +229,10 @@ struct object {
 	uint64_t size; /* bytes */
 	uint64_t nr_pages;
 	uint64_t accounted; /* pages of it in virt.committed */
-	unsigned nr_handles, nr_vmas;
-	struct vma_list vmas;
+	unsigned nr_handles, nr_vmas, nr_snapshots;
+	unsigned nr_settling; /* snapshots of its pages under way ... */
+	unsigned nr_settles;  /* ... and those that have not been told yet */
+	struct vma_list vmas, snapshots;
 	struct chunk *chunks;
 	struct chunk *last; /* found last */
 	bool hash_failed;
@@ -259,6 +267,22 @@ struct files {
 	uint64_t next_interval;      /* clock_now() */
 };
 
+/* See frozen.h. */
+struct settle;
+struct frozen_wait;
+LIST_HEAD(settle_list, settle);
+LIST_HEAD(frozen_wait_list, frozen_wait);
+struct frozen {
+	struct settle_list settling;
+	struct frozen_wait_list waits;
+	unsigned nr_snapshots; /* VMAs */
+	bool recovering;       /* not all page tables are to be relied on */
+	/* what the call that answers ARENA_E_WAIT_IO waits for, one of */
+	struct settle *wanted_settle;
+	struct object *wanted_object;
+	const struct io_wait *retry; /* the call being served waited for this */
+};
+
 struct virt {
 	struct phys *phys;
 	struct state *state;
@@ -277,6 +301,7 @@ struct virt {
 	bool zero_backed; /* its block has its memory */
 	pfn_t zero_pfn;   /* the block's number, behind the arena's last frame; PFN_NONE: none */
 	struct files files;
+	struct frozen frozen;
 };
 
 /* ---- mm.c ---- */
@@ -334,7 +359,7 @@ RB_PROTOTYPE(vma_tree, vma, node, vma_compare)
 struct vma_template {
 	uint64_t start, end, pgoff;
 	uint32_t flags, prot, slot;
-	struct object *object;
+	struct object *object, *origin;
 };
 struct vma *vma_find(const struct mm *mm, uint64_t addr); /* first with end > addr */
 struct vma *vma_next(struct vma *v);
@@ -435,11 +460,18 @@ bool cow_exclusive(const struct mm *mm, uint64_t addr, const struct pte_ref *ref
 int cow_fault(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref);
 /* Entries of the range go, move, or are shared: copies under way there end as they are. */
 void cow_forget(struct mm *mm, uint64_t start, uint64_t end);
+/* A snapshot's page that an object has, too, is to be the snapshot's own: a piece around it is copied, and
+ * the flush that tells is mm->push_seq. */
+int cow_push(struct vma *vma, uint64_t addr, unsigned cpu, struct pte_ref *ref);
 void cow_for_each_block(const struct mm *mm, void (*f)(void *ctx, pfn_t block), void *ctx);
 
 /* ---- fork.c ---- */
 
 int mm_copy_memory(struct mm *parent, struct mm *child);
+/* The entries of [start, end), which lies in `from`, in `to` as well, at addresses that are `shift` further. */
+int share_entries(struct vma *from, struct vma *to, uint64_t start, uint64_t end, uint64_t shift);
+/* n frames from pfn on, 1 or a leaf's, are copied for `to`. ARENA_E_NO_MEMORY. */
+int copy_block(struct vma *to, uint64_t addr, pfn_t pfn, unsigned n);
 
 /* ---- flush.c ---- */
 
@@ -635,7 +667,7 @@ static inline uint32_t vma_anon_index(const struct vma *vma, uint64_t addr)
 {
 	uint64_t pgoff = vma_pgoff(vma, addr);
 
-	if (!vma->object)
+	if (!vma->object && !vma->origin)
 		pgoff -= vma->mm->header->window_base >> ARENA_PAGE_SHIFT;
 	return (uint32_t)pgoff;
 }
@@ -643,7 +675,7 @@ static inline uint32_t vma_anon_index(const struct vma *vma, uint64_t addr)
 static inline bool vma_alike(const struct vma *a, const struct vma *b)
 {
 	return a->flags == b->flags && a->prot == b->prot && a->object == b->object &&
-	       a->slot == b->slot && a->end == b->start &&
+	       a->origin == b->origin && a->slot == b->slot && a->end == b->start &&
 	       a->pgoff + ((a->end - a->start) >> ARENA_PAGE_SHIFT) == b->pgoff;
 }
 

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "daemon/store/store.h"
-#include "daemon/virt/internal.h"
+#include "daemon/virt/frozen.h"
 #include "daemon/virt/resume.h"
 
 int virt_create(struct phys *p, struct virt **out)
@@ -31,6 +31,8 @@ int virt_create(struct phys *p, struct virt **out)
 	LIST_INIT(&v->mms);
 	LIST_INIT(&v->condemned);
 	LIST_INIT(&v->objects);
+	LIST_INIT(&v->frozen.settling);
+	LIST_INIT(&v->frozen.waits);
 	zero_init(v);
 	*out = v;
 	return 0;
@@ -432,6 +434,7 @@ struct mm *mm_destroy(struct mm *mm)
 	if (mm->channel)
 		keep_counts(mm);
 	flush_drop_all(mm);
+	settle_forget(mm);
 	cow_forget(mm, 0, UINT64_MAX);
 	if (mm->tables)
 		pgtable_walk(mm, 0, UINT64_C(1) << 47, drop_one, &vma);

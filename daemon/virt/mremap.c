@@ -180,14 +180,16 @@ static int piece_insert(struct mm *mm, const struct plan *p, const struct vma *f
 		.prot = from->prot,
 		.slot = from->slot,
 		.object = from->object,
+		.origin = from->origin,
 	};
 
 	/*
 	 * Memory that was never touched is as if it had been mapped there, and merges with what
 	 * is there. Not beside its source: that one must remain a VMA of its own to be removed.
 	 */
-	if (!from->object && !(from->flags & VM_SPECIAL) && !touched && p->kind == PLAN_MOVE &&
-	    p->new_addr != p->old + p->len && p->new_addr + p->new_len != p->old)
+	if (!from->object && !from->origin && !(from->flags & VM_SPECIAL) && !touched &&
+	    p->kind == PLAN_MOVE && p->new_addr != p->old + p->len &&
+	    p->new_addr + p->new_len != p->old)
 		t.pgoff = p->new_addr >> ARENA_PAGE_SHIFT;
 	return vma_insert(mm, &t);
 }
@@ -265,7 +267,8 @@ static int check_resize(struct mm *mm, const struct vm_mremap_args *a, uint64_t 
 		return keep ? ARENA_E_INVALID : ARENA_E_FAULT;
 	if (old_len > v->end - a->old)
 		return ARENA_E_FAULT;
-	if (v->object && vma_pgoff(v, a->old) + (a->new_len >> ARENA_PAGE_SHIFT) > UINT32_MAX)
+	if ((v->object || v->origin) &&
+	    vma_pgoff(v, a->old) + (a->new_len >> ARENA_PAGE_SHIFT) > UINT32_MAX)
 		return ARENA_E_INVALID;
 	if (keep)
 		more = old_len >> ARENA_PAGE_SHIFT;

@@ -16,6 +16,7 @@
  * middle of a leaf keeps the frame and zeroes what is past the end, again when it grows back.
  */
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 #define CHUNK_PAGES ARENA_LEAF_PAGES
 
@@ -105,6 +106,7 @@ static int create(struct virt *v, enum object_kind kind, struct domain *d,
 	o->domain = d;
 	o->readonly_slots = domain_kind(d) == DOMAIN_SEGMENT;
 	LIST_INIT(&o->vmas);
+	LIST_INIT(&o->snapshots);
 	r = record_write(v, o, facts);
 	if (r) {
 		free(o);
@@ -349,6 +351,13 @@ void object_release(struct object *o)
 		return;
 	if (o->kind == OBJECT_FILE && !file_unused(o))
 		return;
+	/* What snapshots hold is theirs from now on; the record stays for them to refer to. */
+	if (o->nr_snapshots || o->nr_settles) {
+		drop_frames_from(o, 0);
+		o->virt->committed -= o->accounted;
+		o->accounted = 0;
+		return;
+	}
 	if (o->kind != OBJECT_SEGMENT)
 		truth_store(&o->record->unlinked, 1u);
 	drop_frames_from(o, 0);
@@ -465,13 +474,33 @@ static void punch_chunk(struct object *o, struct chunk *c, uint64_t first, uint6
 	chunk_drop(o, c, (unsigned)from, (unsigned)to);
 }
 
+/* Leaves that are zeroed in place, in part. */
+static int vacate_leaves(struct object *o, uint64_t first, uint64_t last,
+			 const struct flush_wait *wait)
+{
+	struct chunk *c, *next;
+	int r = 0;
+
+	HASH_ITER(hh, o->chunks, c, next) {
+		uint64_t base = c->index * CHUNK_PAGES;
+		uint64_t from = MAX(first, base), to = MIN(last, base + CHUNK_PAGES);
+
+		if (!r && from < to && to - from < CHUNK_PAGES && c->leaf != PFN_NONE)
+			r = frozen_vacate(o, from, to, wait != NULL);
+	}
+	return r;
+}
+
 int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *caller,
 		 struct flush_wait *wait)
 {
 	uint64_t first = from >> ARENA_PAGE_SHIFT, last = to >> ARENA_PAGE_SHIFT;
 	struct chunk *c, *next;
 	struct vma *v;
+	int e = vacate_leaves(o, first, last, wait);
 
+	if (e)
+		return e;
 	LIST_FOREACH(v, &o->vmas, in_object) {
 		int r = punch_vma(v, first, last, caller, wait);
 
@@ -485,12 +514,27 @@ int object_punch(struct object *o, uint64_t from, uint64_t to, const struct mm *
 	return 0;
 }
 
+/* What zero_tail() is about to write to, from a byte of the object on, is nobody else's. */
+static int vacate_tail(struct object *o, uint64_t byte, const struct flush_wait *wait)
+{
+	const struct chunk *c = chunk_find(o, byte / ARENA_LEAF_SIZE);
+	uint64_t first = byte >> ARENA_PAGE_SHIFT, last = first + 1;
+
+	if (!c || IS_ALIGNED(byte, c->leaf != PFN_NONE ? ARENA_LEAF_SIZE : ARENA_PAGE_SIZE))
+		return 0;
+	if (c->leaf != PFN_NONE)
+		last = (c->index + 1) * CHUNK_PAGES;
+	return frozen_vacate(o, first, last, wait != NULL);
+}
+
 int object_resize(struct object *o, uint64_t size, const struct mm *caller, struct flush_wait *wait)
 {
 	uint64_t old = o->size;
 	struct chunk *c;
-	int r;
+	int r = size == old ? 0 : vacate_tail(o, MIN(size, old), wait);
 
+	if (r)
+		return r;
 	if (size > old) {
 		/* Whoever was late to let go may have written past the end; so may a worker have died
 		 * before it zeroed what truncating left there. */
@@ -532,6 +576,7 @@ int object_adopt(struct virt *v, struct object_record *rec, struct domain *d, st
 	o->domain = d;
 	o->readonly_slots = domain_kind(d) == DOMAIN_SEGMENT;
 	LIST_INIT(&o->vmas);
+	LIST_INIT(&o->snapshots);
 	if (o->kind == OBJECT_SEGMENT && !rec->unlinked) {
 		HASH_ADD_KEYPTR(by_name, v->names, rec->name, strlen(rec->name), o);
 		if (o->hash_failed) {

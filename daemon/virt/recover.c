@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "daemon/store/store.h"
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 #include "daemon/virt/recovery.h"
 
 /* ---- objects ------------------------------------------------------------------------------------------ */
@@ -457,6 +458,7 @@ static void clean_mm(struct recovery *r, struct mm *mm)
 	flush_post(mm, ARENA_FLUSH_ALL, mm->header->window_base,
 		   mm->header->window_base + mm->header->window_size);
 	mm->recovered = mm->posted;
+	mm->wp_seq = mm->push_seq = mm->posted;
 	if (mm->partial_order) {
 		if (zap_range(mm, mm->partial, mm->partial + pages, &any))
 			log_warning("recovery: no memory to free a block of mm %u", mm->id);
@@ -465,6 +467,7 @@ static void clean_mm(struct recovery *r, struct mm *mm)
 		mm->partial_order = 0;
 		r->stats->repaired++;
 	}
+	snapshot_clean(mm, r->stats);
 	for (v = RB_MIN(vma_tree, &mm->vmas); v; v = vma_next(v))
 		v = vma_merge(v);
 	mm_recover_mlock(mm);
@@ -514,6 +517,7 @@ static int recover_all(struct recovery *r)
 		e = for_each_head(r, limbo_found);
 	if (!e)
 		e = phys_recover_finish(r->p, &ops, r, &r->stats->phys);
+	r->v->frozen.recovering = false;
 	if (!e)
 		clean_up(r);
 	return e;
@@ -546,6 +550,7 @@ int virt_recover(struct phys *p, struct virt **out, struct virt_recover_stats *s
 	if (e)
 		return e;
 	zero_recover(r.v);
+	r.v->frozen.recovering = true;
 	e = recover_all(&r);
 	free(r.objects);
 	free(r.holders);

@@ -268,6 +268,8 @@ static const char *vma_wrong(struct recovery *r, const struct mm *mm,
 	if (VM_IS_PFN_MAP(rec->flags) && (rec->object || rec->pgoff >= phys_nr_frames(r->p) ||
 					  pages > phys_nr_frames(r->p) - rec->pgoff))
 		return "the frames it maps by number";
+	if (rec->flags & VM_SNAPSHOT && (!o || rec->flags & (VM_SHARED | VM_SPECIAL)))
+		return "it is a snapshot of nothing";
 	if (!rec->object)
 		return rec->slot || rec->flags & VM_SHARED ? "private memory that is shared" : NULL;
 	if (!o || !slot_is_of(mm, rec->slot, o) || rec->pgoff + pages < pages ||

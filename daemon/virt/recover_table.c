@@ -82,14 +82,19 @@ static int block_entry(struct table_walk *w, uint64_t addr, pfn_t pfn, pfn_t hea
 static const char *object_entry_wrong(const struct vma *v, uint64_t addr, pfn_t pfn, pfn_t head,
 				      const struct page *page, unsigned pages)
 {
-	struct object *o = v->object;
+	struct object *o = v->object ? v->object : v->origin;
 	uint64_t pgoff = v->pgoff + ((addr - v->start) >> ARENA_PAGE_SHIFT);
 	struct chunk *chunk;
 
+	/* A snapshot holds what its object may have let go of. */
+	if (v->origin && !page->mapping)
+		return page->index + (uint64_t)(pfn - head) != pgoff
+			       ? "is of another page of its object"
+			       : NULL;
 	if (!o || page->mapping != o->id)
 		return "is of another object's frame";
 	if (page->index + (uint64_t)(pfn - head) != pgoff ||
-	    pgoff + pages > ALIGN_UP(o->size, ARENA_PAGE_SIZE) >> ARENA_PAGE_SHIFT)
+	    (v->object && pgoff + pages > ALIGN_UP(o->size, ARENA_PAGE_SIZE) >> ARENA_PAGE_SHIFT))
 		return "is of another page of its object";
 	if (object_frame(o, pgoff, &chunk) != pfn)
 		return "is of a frame that its object does not have";

@@ -7,6 +7,7 @@
  * client has acknowledged. mapcount ends at once: it counts entries, not what clients may see.
  */
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 pfn_t frame_head(const struct virt *v, pfn_t pfn)
 {
@@ -22,8 +23,11 @@ uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool 
 	bool cow = of_object && !(vma->flags & VM_SHARED);
 
 	/* A clean page of a file tells of its first write. */
-	if (of_object && vma->object->kind == OBJECT_FILE && !file_may_write(vma->mm->virt, pfn))
+	if (of_object && vma->object && vma->object->kind == OBJECT_FILE &&
+	    !file_may_write(vma->mm->virt, pfn))
 		cow = true;
+	if (!cow && (vma->prot & PROT_WRITE))
+		cow = frozen_forbids(vma, pfn, leaf, of_object);
 
 	if (vma->prot & (PROT_READ | PROT_WRITE))
 		e |= ARENA_PTE_READ;

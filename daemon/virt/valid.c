@@ -6,12 +6,14 @@
  * must be there (entries, objects, limbo); then mem_map has to say the same.
  */
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 struct counts {
 	uint32_t *refs, *maps, *limbo, *locks, *pins; /* per pfn, of heads */
 	uint64_t mlocked;
 	uint64_t committed;
 	uint64_t nr;
+	unsigned snapshots; /* VMAs */
 	bool ok;
 };
 
@@ -50,6 +52,31 @@ static void check_file_entry(const struct mm *mm, const struct vma *v, uint64_t 
 	if (v && v->object && v->object->file && v->flags & VM_SHARED && entry & ARENA_PTE_WRITE &&
 	    !file_may_write(mm->virt, pfn))
 		COMPLAIN(c, "mm %u: entry at %#lx may write to a clean page", mm->id,
+			 (unsigned long)addr);
+}
+
+/* What a snapshot holds, and who may write to what others do. */
+static void check_frozen_entry(const struct mm *mm, const struct vma *v, uint64_t addr,
+			       const struct pte_ref *ref, pfn_t pfn, const struct page *page,
+			       struct counts *c)
+{
+	unsigned n = ref->level ? ARENA_LEAF_PAGES : 1;
+
+	if (!v || !(page->flags & PG_OBJECT))
+		return;
+	if (v->origin && *ref->entry & ARENA_PTE_WRITE)
+		COMPLAIN(c, "mm %u: a snapshot may write to an object's frame at %#lx", mm->id,
+			 (unsigned long)addr);
+	if (v->origin && page->mapping &&
+	    (page->mapping != v->origin->id || !(page->flags & PG_FROZEN)))
+		COMPLAIN(c, "mm %u: a snapshot has a frame at %#lx that is not frozen", mm->id,
+			 (unsigned long)addr);
+	if (!v->object && !v->origin)
+		COMPLAIN(c, "mm %u: an object's frame at %#lx, in a VMA of none", mm->id,
+			 (unsigned long)addr);
+	if (v->object && *ref->entry & ARENA_PTE_WRITE && page->flags & PG_FROZEN &&
+	    frozen_is_held(v->object, vma_pgoff(v, addr), pfn, n))
+		COMPLAIN(c, "mm %u: entry at %#lx may write to what a snapshot holds", mm->id,
 			 (unsigned long)addr);
 }
 
@@ -94,6 +121,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 		COMPLAIN(c, "mm %u: frame %u at %#lx, not %lu", mm->id, pfn, (unsigned long)addr,
 			 (unsigned long)vma_pgoff(v, addr));
 	check_file_entry(mm, v, addr, entry, pfn, c);
+	check_frozen_entry(mm, v, addr, ref, pfn, page, c);
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)
@@ -150,12 +178,14 @@ static void check_vmas(struct mm *mm, struct counts *c)
 
 	RB_FOREACH(v, vma_tree, &mm->vmas) {
 		const struct arena_vma_record *r = &mm->records[v->record];
+		const struct object *o = v->object ? v->object : v->origin;
 
 		if (v->start < last || v->end <= v->start)
 			COMPLAIN(c, "mm %u: VMAs overlap at %#lx", mm->id, (unsigned long)v->start);
 		if (r->state != ARENA_VMA_LIVE || r->start != v->start || r->end != v->end ||
 		    r->flags != v->flags || r->prot != v->prot || r->slot != v->slot ||
-		    r->pgoff != v->pgoff || r->object != (v->object ? v->object->id : 0))
+		    r->pgoff != v->pgoff || r->object != (o ? o->id : 0) ||
+		    !(v->flags & VM_SNAPSHOT) != !v->origin)
 			COMPLAIN(c, "mm %u: VMA %#lx differs from its record", mm->id,
 				 (unsigned long)v->start);
 		last = v->end;
@@ -235,7 +265,7 @@ static void check_users(struct mm *mm, struct counts *c)
 	for (i = 0; i < mm->nr_handles; i++)
 		users += mm->handles[i].object != NULL;
 	RB_FOREACH(v, vma_tree, &mm->vmas)
-		users += v->object != NULL;
+		users += v->object || v->origin;
 	if (users != found)
 		COMPLAIN(c, "mm %u: slots have %u users, %u counted", mm->id, users, found);
 }
@@ -345,10 +375,13 @@ static void check_object(struct object *o, struct counts *c)
 	struct chunk *k, *next;
 	struct vma *v;
 	uint64_t pages = 0, dirty = 0;
-	unsigned vmas = 0;
+	unsigned vmas = 0, snapshots = 0;
 
 	LIST_FOREACH(v, &o->vmas, in_object)
 		vmas++;
+	LIST_FOREACH(v, &o->snapshots, in_object)
+		snapshots++;
+	c->snapshots += snapshots;
 	HASH_ITER(hh, o->chunks, k, next) {
 		unsigned i;
 
@@ -378,8 +411,8 @@ static void check_object(struct object *o, struct counts *c)
 	}
 	if (o->file)
 		check_file(o, dirty, c);
-	if (pages != o->nr_pages || vmas != o->nr_vmas || o->record->size != o->size ||
-	    o->record->kind != o->kind)
+	if (pages != o->nr_pages || vmas != o->nr_vmas || snapshots != o->nr_snapshots ||
+	    o->record->size != o->size || o->record->kind != o->kind)
 		COMPLAIN(c, "object %u: counts or record differ", o->id);
 }
 
@@ -438,6 +471,27 @@ static void check_frames(struct virt *v, struct counts *c)
 	}
 }
 
+static void check_settling(struct virt *v, struct counts *c)
+{
+	const struct settle *s;
+	struct object *o;
+	struct mm *mm;
+	unsigned live = 0, of_mms = 0, objects = 0, of_objects = 0;
+
+	LIST_FOREACH(s, &v->frozen.settling, link) {
+		live += !s->ended;
+		objects += s->ended ? 0 : s->nr_objects;
+		if (!s->ended != (s->wait.pending != 0))
+			COMPLAIN(c, "mm %u: a snapshot settles for nobody", s->mm->id);
+	}
+	LIST_FOREACH(mm, &v->mms, link)
+		of_mms += mm->nr_settling;
+	LIST_FOREACH(o, &v->objects, link)
+		of_objects += o->nr_settling;
+	if (live != of_mms || objects != of_objects || c->snapshots != v->frozen.nr_snapshots)
+		COMPLAIN(c, "snapshots that settle, or their VMAs, are counted wrong");
+}
+
 static void check_all(struct virt *v, struct counts *c)
 {
 	struct mm *mm;
@@ -458,6 +512,7 @@ static void check_all(struct virt *v, struct counts *c)
 		check_object(o, c);
 		c->committed += o->accounted;
 	}
+	check_settling(v, c);
 	if (c->committed != v->committed)
 		COMPLAIN(c, "%lu pages are committed, %lu counted", (unsigned long)c->committed,
 			 (unsigned long)v->committed);

@@ -178,8 +178,9 @@ int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len);
 struct io_wait;
 void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait);
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
-/* A private copy of a private range at a new address, of this moment. ARENA_E_NOT_MAPPED,
- * ARENA_E_UNSUPPORTED (shared memory), ARENA_E_INVALID. */
+/* A private copy of a range at a new address, of this moment. ARENA_E_NOT_MAPPED, ARENA_E_INVALID; of shared
+ * memory also ARENA_E_WAIT_IO, ARENA_E_BUSY (who maps it does not acknowledge), ARENA_E_FAULT (its file cannot
+ * be read). */
 int vm_snapshot(struct mm *mm, uint64_t addr, uint64_t len, uint64_t *out);
 /* Flushes of other clients are reported in *wait (may be NULL), see below. ARENA_E_AGAIN of
  * MADV_COLLAPSE: apply the flushes posted, then call again. */
@@ -248,8 +249,9 @@ int vm_zero_file(struct mm *mm);
 /* ---- files ---------------------------------------------------------------------------------- */
 
 /*
- * Files are read and written by other threads. vm_fault(), vm_populate() and vm_pin() answer
- * ARENA_E_WAIT_IO where a page has to be read first, and nothing has happened: virt_io_wait() at once,
+ * Files are read and written by other threads. vm_fault(), vm_populate(), vm_pin() and vm_snapshot() answer
+ * ARENA_E_WAIT_IO where a page has to be read first, and nothing has happened; so do they, and mm_truncate_segment()
+ * and vm_madvise(), where other clients must acknowledge flushes first (frozen.c): virt_io_wait() at once,
  * and when `done` was called the same call again, between virt_io_retry(v, w) and virt_io_retry(v, NULL).
  */
 struct io_wait {
@@ -260,6 +262,8 @@ struct io_wait {
 	struct file_io *io;
 	LIST_ENTRY(io_wait) in_io;
 	struct file_request *requests;
+	struct frozen_wait *frozen;
+	struct settle *settle;
 	uint32_t object;
 	uint64_t pgoff;
 };
@@ -278,6 +282,7 @@ bool virt_files_busy(const struct virt *v);
 bool virt_has_files(const struct virt *v); /* some are mapped */
 /* What is due: what has been dirty for long is written, sizes are looked at. clock_now(). */
 void virt_files_tick(struct virt *v, uint64_t now);
+bool virt_has_deadlines(const struct virt *v); /* it is of use to call it */
 /* When to call it next; UINT64_MAX: not until there was another call. */
 uint64_t virt_files_deadline(const struct virt *v);
 /* Write all that is dirty, and wait for it: the daemon is about to leave its clients. */

@@ -85,7 +85,9 @@ static void record_fill(struct mm *mm, uint32_t record, const struct vma *v, uin
 		.flags = v->flags,
 		.prot = v->prot,
 		.pgoff = v->pgoff,
-		.object = v->object ? v->object->id : 0,
+		.object = v->object   ? v->object->id
+			  : v->origin ? v->origin->id
+				      : 0,
 		.slot = v->slot,
 		.state = ARENA_VMA_FREE,
 	};
@@ -139,20 +141,41 @@ static void vma_link(struct vma *v)
 	if (v->object) {
 		LIST_INSERT_HEAD(&v->object->vmas, v, in_object);
 		v->object->nr_vmas++;
-		slot_use(v->mm, v->slot);
+	} else if (v->origin) {
+		LIST_INSERT_HEAD(&v->origin->snapshots, v, in_object);
+		v->origin->nr_snapshots++;
+		v->mm->virt->frozen.nr_snapshots++;
 	}
+	if (v->object || v->origin)
+		slot_use(v->mm, v->slot);
+}
+
+/* Out of its object's list. */
+static struct object *vma_leave_object(struct vma *v)
+{
+	if (v->object) {
+		LIST_REMOVE(v, in_object);
+		v->object->nr_vmas--;
+		return v->object;
+	}
+	if (v->origin) {
+		LIST_REMOVE(v, in_object);
+		v->origin->nr_snapshots--;
+		v->mm->virt->frozen.nr_snapshots--;
+	}
+	return v->origin;
 }
 
 /* Out of every index; may end the object. */
 static void vma_unlink(struct vma *v)
 {
+	struct object *o = vma_leave_object(v);
+
 	RB_REMOVE(vma_tree, &v->mm->vmas, v);
 	v->mm->nr_vmas--;
-	if (v->object) {
-		LIST_REMOVE(v, in_object);
-		v->object->nr_vmas--;
+	if (o) {
 		slot_unuse(v->mm, v->slot);
-		object_release(v->object);
+		object_release(o);
 	}
 	free(v);
 }
@@ -169,6 +192,7 @@ static struct vma *vma_new(struct mm *mm, const struct vma_template *t)
 		v->prot = t->prot;
 		v->pgoff = t->pgoff;
 		v->object = t->object;
+		v->origin = t->origin;
 		v->slot = t->slot;
 		if (t->object && t->object->file)
 			v->error_seq = t->object->file->error_seq;
@@ -355,7 +379,8 @@ int vma_adopt(struct mm *mm, uint32_t record, struct object *o)
 		.flags = rec->flags,
 		.prot = rec->prot,
 		.slot = rec->slot,
-		.object = o,
+		.object = rec->flags & VM_SNAPSHOT ? NULL : o,
+		.origin = rec->flags & VM_SNAPSHOT ? o : NULL,
 	};
 	struct vma *v = vma_new(mm, &t);
 
@@ -390,10 +415,7 @@ void vma_forget(struct vma *v)
 {
 	vma_count(v, -1);
 	RB_REMOVE(vma_tree, &v->mm->vmas, v);
-	if (v->object) {
-		LIST_REMOVE(v, in_object);
-		v->object->nr_vmas--;
-	}
+	vma_leave_object(v);
 	free(v);
 }
 

@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 static void pass_step(struct object *o);
 
@@ -386,6 +387,7 @@ void virt_files_tick(struct virt *v, uint64_t now)
 	uint64_t every = interval(v, TUNABLE_DIRTY_WRITEBACK_CENTISECS);
 
 	CONTROL_THREAD();
+	frozen_tick(v, now);
 	if (!v->files.nr_files)
 		return;
 	end_late_waits(v, now);
@@ -395,15 +397,20 @@ void virt_files_tick(struct virt *v, uint64_t now)
 	look_at_files(v, now);
 }
 
+bool virt_has_deadlines(const struct virt *v)
+{
+	return v->files.nr_files || frozen_deadline(v) != UINT64_MAX;
+}
+
 uint64_t virt_files_deadline(const struct virt *v)
 {
-	uint64_t at = UINT64_MAX;
+	uint64_t at = frozen_deadline(v);
 	const struct file *f;
 
 	if (!v->files.nr_files)
 		return at;
 	if (state_tunable(v->state, TUNABLE_DIRTY_WRITEBACK_CENTISECS))
-		at = v->files.next_interval;
+		at = MIN(at, v->files.next_interval);
 	LIST_FOREACH(f, &v->files.cleaning, cleaning)
 		at = MIN(at, f->pass.deadline);
 	return at;

@@ -103,11 +103,18 @@ void *arena_mremap(arena_t *a, void *old, size_t old_len, size_t new_len, int fl
 #define ARENA_MADV_GATHER 1000
 int arena_madvise(arena_t *a, void *addr, size_t len, int advice);
 /*
- * A private copy of [addr, addr + len) at a new address, as it is at this moment even while other
- * threads write to it. Frames are shared until one side writes, so the cost grows with page-table
- * leaves, not bytes. The copy is unmapped with arena_munmap(). MAP_FAILED and errno: EINVAL
- * (misaligned, length 0, outside the window), ENOMEM (part of it is not mapped; no room), ENOTSUP
- * (shared memory in the range).
+ * A private copy-on-write copy of [addr, addr + len) at a new address, of one moment while other threads, and for
+ * shared memory other processes, go on writing: nothing that is written after the call has returned shows in it, all
+ * that was written before does. The range may be of any memory but that of arena_alloc_pages() and
+ * arena_mmap_pfn(). Costs what the page-table entries cost, and those of all who share it: leaves, not bytes. Pages
+ * that shared memory lacks are zeros in the copy; those of a shared file mapping are read first. A page that is
+ * pinned is copied at once, as it is then. What a private mapping of a file or segment has not written to is not copied: it
+ * stays what is in the file. The copy is unmapped with arena_munmap(). It holds its frames whatever becomes
+ * of the segment or file. A process that shares memory with it waits, at its first write to a page of it,
+ * until the process that has the copy has flushed.
+ * MAP_FAILED and errno: EINVAL (misaligned, length 0, outside the window, pages by number), ENOMEM (part of it is not
+ * mapped; no room), EFAULT (a file cannot be read), EBUSY (a process that has the memory mapped, and could
+ * write to it, did not react for ten flush_deadline_msecs; stopped, for example. Nothing was copied).
  */
 void *arena_snapshot(arena_t *a, const void *addr, size_t len);
 /*
