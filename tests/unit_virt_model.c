@@ -231,6 +231,9 @@ static void op_madvise(struct mclient *mc)
 	int want = 0, advice = kinds[kind].advice;
 
 	random_range(mc, &start, &len);
+	/* What a snapshot holds of a leaf is copied for it first. */
+	if (advice == MADV_REMOVE && memory_is_short())
+		return;
 	if (meets_direct(mc, start, len)) {
 		assert_int_not_equal(vm_madvise(mc->c->mm, start, len, kinds[kind].advice, 0), 0);
 		return;
@@ -422,9 +425,14 @@ static void op_truncate(struct mclient *mc)
 	size = chance(50)   ? PAGE(below(MAX_OBJECT_PAGES))
 	       : chance(50) ? LEAF(below(6))
 			    : below(MAX_OBJECT_PAGES * NR_WORDS) * WORD_STEP;
-	if (wait)
-		*wait = (struct flush_wait){.done = wait_done};
-	r = mm_truncate_segment(mc->c->mm, h->handle, (int64_t)size, wait);
+	do {
+		if (wait)
+			*wait = (struct flush_wait){.done = wait_done};
+		r = mm_truncate_segment(mc->c->mm, h->handle, (int64_t)size, wait);
+	} while (flushed_again(mc, &r));
+	/* What snapshots hold of its last leaf is copied for them first. */
+	if (excused(r))
+		return;
 	assert_int_equal(r, h->writable ? 0 : ARENA_E_INVALID);
 	if (!r)
 		truncated(h->object, size);

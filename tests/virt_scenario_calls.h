@@ -112,10 +112,15 @@ static void step_pin(void)
 
 static void punch(struct mclient *mc, uint64_t at, uint64_t len)
 {
-	struct flush_wait wait = {0};
+	struct flush_wait wait;
 	uint64_t addr;
+	int r;
 
-	assert_int_equal(vm_madvise(mc->c->mm, at, len, MADV_REMOVE, &wait), 0);
+	do {
+		wait = (struct flush_wait){0};
+		r = vm_madvise(mc->c->mm, at, len, MADV_REMOVE, &wait);
+	} while (flushed_again(mc, &r));
+	assert_int_equal(r, 0);
 	flush_wait_cancel(&wait);
 	for (addr = at; addr < at + len; addr += ARENA_PAGE_SIZE)
 		mpage_at(mc, addr)->object->page[mpage_at(mc, addr)->pgoff] = (struct content){0};
