@@ -119,7 +119,8 @@ static void *take(arena_t *a, void *p, size_t len)
 	do
 		copy = arena_snapshot(a, p, len);
 	while (copy == MAP_FAILED && errno == EBUSY);
-	CHECK(copy != MAP_FAILED);
+	if (copy == MAP_FAILED)
+		check_errno_failed(__FILE__, __LINE__, "arena_snapshot()", -1, 0);
 	return copy;
 }
 
