@@ -58,7 +58,8 @@ static inline void model_move(struct mclient *mc, uint64_t old, uint64_t len, ui
 	struct mpage first = *mpage_at(mc, old);
 	uint64_t i;
 
-	if (!first.object && !first.origin && !present && !keep && to != old + len && to + new_len != old)
+	if (!first.object && !first.origin && !present && !keep && to != old + len &&
+	    to + new_len != old)
 		first.linear = to >> ARENA_PAGE_SHIFT;
 	for (i = 0; i < new_len >> ARENA_PAGE_SHIFT; i++) {
 		bool moves = PAGE(i) < len;
