@@ -128,14 +128,30 @@ static uint32_t state_of(uint32_t moving)
 	return moving % AGENT_NR_STATES;
 }
 
+/* Pages whose accesses were taken by somebody who cannot answer them. */
+struct span {
+	uint64_t start, end;
+};
+
+static void span_add(struct span *s, uint64_t addr)
+{
+	uint64_t page = ALIGN_DOWN(addr, ARENA_PAGE_SIZE);
+
+	s->start = MIN(s->start, page);
+	s->end = MAX(s->end, page + ARENA_PAGE_SIZE);
+}
+
 /*
- * A thread that moves a mapping waits until somebody has read of it. Accesses that are reported
- * meanwhile are nobody's yet: their threads try again, and are reported to the fault thread.
+ * A thread that moves a mapping waits until somebody has read of it. The kernel reports accesses first, so
+ * those that come meanwhile are read, too. They are nobody's yet: their threads try again, and are reported
+ * to the fault thread. But not before the move was read of. Woken at once, threads enough would be back
+ * before the last of them was read, again and again, and the mover would wait for seconds.
  */
 static void read_move(struct arena *a)
 {
 	struct userfault_event e[EVENTS];
 	struct pollfd p = {.fd = a->trap.fd, .events = POLLIN};
+	struct span held = {.start = UINT64_MAX};
 	uint32_t *moving = &a->agent.moving, now;
 
 	while (state_of(load_acquire(moving)) == AGENT_SOON)
@@ -147,17 +163,18 @@ static void read_move(struct arena *a)
 		if (syscall(SYS_poll, &p, 1, 1) != 1 || load_acquire(moving) != now)
 			continue;
 		n = userfault_read(p.fd, e, EVENTS);
-		for (int i = 0; i < n; i++)
+		for (int i = 0; i < n; i++) {
 			moved |= e[i].moved;
+			if (!e[i].moved)
+				span_add(&held, e[i].address);
+		}
 		/* The mover may be in its next move already. */
 		if (moved)
 			__atomic_compare_exchange_n(moving, &now, now - AGENT_NOW + AGENT_STILL,
 						    false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-		for (int i = 0; i < n; i++)
-			if (!e[i].moved)
-				userfault_wake(p.fd, (void *)(uintptr_t)e[i].address,
-					       ARENA_PAGE_SIZE);
 	}
+	if (held.end)
+		userfault_wake(p.fd, (void *)(uintptr_t)held.start, held.end - held.start);
 }
 
 static void *bell_main(void *arg)

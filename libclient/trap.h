@@ -49,6 +49,7 @@ struct userfault_trap {
 	bool careful;    /* what is mapped now was, and did not stay */
 	/* what the last mapping covered */
 	uint64_t mapped_start, mapped_end;
+	bool mapped_writable;
 	/* pages whose accesses fail on purpose, oldest first; under the tlb lock */
 	uint64_t barred[TRAP_MAX_BARRED];
 	uint32_t nr_barred; /* read without it, too */

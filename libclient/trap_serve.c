@@ -94,6 +94,7 @@ static void serve_all(struct arena *a, const struct userfault_event *e, int n)
 {
 	struct {
 		uint64_t start, end;
+		bool writable;
 	} done[TRAP_BATCH];
 	int nr_done = 0;
 
@@ -101,15 +102,20 @@ static void serve_all(struct arena *a, const struct userfault_event *e, int n)
 		bool known = e[i].moved;
 
 		known |= fork_gate_holds(a, (pid_t)e[i].thread);
-		/* Woken already, together with another of this batch; a write may need more. */
-		for (int k = 0; k < nr_done && !known && !e[i].protected; k++)
-			known = e[i].address >= done[k].start && e[i].address < done[k].end;
+		/*
+		 * Woken already, together with another of this batch: it has tried again, and if that was
+		 * not enough it is reported anew. A write needs what may be written to.
+		 */
+		for (int k = 0; k < nr_done && !known; k++)
+			known = e[i].address >= done[k].start && e[i].address < done[k].end &&
+				(done[k].writable || !e[i].protected);
 		if (known)
 			continue;
 		a->trap.mapped_start = a->trap.mapped_end = 0;
 		serve(a, &e[i]);
 		done[nr_done].start = a->trap.mapped_start;
-		done[nr_done++].end = a->trap.mapped_end;
+		done[nr_done].end = a->trap.mapped_end;
+		done[nr_done++].writable = a->trap.mapped_writable;
 	}
 }
 

@@ -272,6 +272,7 @@ static int trap_map(struct tlb *t, const struct tlb_run *run, int fd, unsigned f
 	stale_replaced(t, page_of(t, run->start), page_of(t, run->end));
 	a->trap.mapped_start = run->start;
 	a->trap.mapped_end = run->end;
+	a->trap.mapped_writable = run->pte & ARENA_PTE_WRITE;
 	return 0;
 }
 

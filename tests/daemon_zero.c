@@ -4,6 +4,9 @@
  * written is one's own, over system calls, forks and workers that die. Both traps.
  */
 #include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "tests/lib_client.h"
@@ -137,6 +140,85 @@ static void do_restart(struct test_daemon *d, void *arg)
 	arena_close(a);
 }
 
+/* ---- many threads -------------------------------------------------------------------------- */
+
+#define CROWD 64u
+#define CROWD_LEAVES 8u
+#define CROWD_ROUNDS 5u
+
+struct member {
+	char *base;
+	unsigned index;
+	pthread_barrier_t *start;
+};
+
+static void *read_then_write(void *arg)
+{
+	const struct member *m = arg;
+
+	pthread_barrier_wait(m->start);
+	for (size_t i = 0; i < CROWD_LEAVES * LEAF / PAGE; i++) {
+		volatile uint64_t *w = (volatile uint64_t *)(void *)(m->base + i * PAGE) + m->index;
+
+		CHECK(*w == 0);
+		*w = i + m->index;
+	}
+	return NULL;
+}
+
+static void run_crowd(char *base)
+{
+	struct member member[CROWD];
+	pthread_t thread[CROWD];
+	pthread_barrier_t start;
+
+	CHECK_OK(pthread_barrier_init(&start, NULL, CROWD));
+	for (unsigned i = 0; i < CROWD; i++) {
+		member[i] = (struct member){base, i, &start};
+		CHECK_OK(pthread_create(&thread[i], NULL, read_then_write, &member[i]));
+	}
+	for (unsigned i = 0; i < CROWD; i++)
+		CHECK_OK(pthread_join(thread[i], NULL));
+	CHECK_OK(pthread_barrier_destroy(&start));
+}
+
+static uint64_t nr_sleeps(void)
+{
+	struct rusage use;
+
+	CHECK_OK(getrusage(RUSAGE_SELF, &use));
+	return (uint64_t)use.ru_nvcsw;
+}
+
+/*
+ * However many stand at a leaf, it is mapped as often as for one: to be read, to be written, and once more for each
+ * that a fault of another took along. And nobody is woken before he can go on, again and again.
+ */
+static void do_crowd(struct test_daemon *d, void *arg)
+{
+	arena_t *a = open_trap(d, arg);
+	uint64_t refills, sleeps = nr_sleeps();
+
+	for (unsigned round = 0; round < CROWD_ROUNDS; round++) {
+		char *p = client_map(a, CROWD_LEAVES * LEAF);
+
+		run_crowd(p);
+		for (size_t i = 0; i < CROWD_LEAVES * LEAF / PAGE; i++)
+			for (unsigned t = 0; t < CROWD; t++)
+				CHECK(((uint64_t *)(void *)(p + i * PAGE))[t] == i + t);
+		CHECK_OK(arena_munmap(a, p, CROWD_LEAVES * LEAF));
+	}
+	refills = client_number(d, getpid(), "refills");
+	sleeps = nr_sleeps() - sleeps;
+	if (strcmp(arena_trap_name(a), "userfaultfd") == 0) {
+		printf("%llu refills, %llu sleeps\n", (unsigned long long)refills,
+		       (unsigned long long)sleeps);
+		CHECK(refills <= 2 * CROWD_LEAVES * CROWD_ROUNDS);
+		CHECK(sleeps <= (uint64_t)8 * CROWD * CROWD_LEAVES * CROWD_ROUNDS);
+	}
+	arena_close(a);
+}
+
 static void both_traps(struct test_daemon *d, client_fn fn, size_t len)
 {
 	struct job j = {ARENA_TRAP_SIGNAL, len};
@@ -183,6 +265,11 @@ static void test_restart(void **state)
 	both_traps(d, do_restart, 0);
 }
 
+static void test_crowd(void **state)
+{
+	both_traps(*state, do_crowd, 0);
+}
+
 static void do_off(struct test_daemon *d, void *arg)
 {
 	arena_t *a = open_trap(d, arg);
@@ -202,20 +289,13 @@ static void test_off(void **state)
 	daemon_write(d, ZERO_PAGE, "1");
 }
 
-static int setup(void **state)
-{
-	int r = daemon_group_setup(state);
-
-	daemon_write(*state, ZERO_PAGE, "1");
-	return r;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		daemon_test(test_read), daemon_test(test_write),   daemon_test(test_system_call),
-		daemon_test(test_fork), daemon_test(test_restart), daemon_test(test_off),
+		daemon_test(test_read),  daemon_test(test_write),   daemon_test(test_system_call),
+		daemon_test(test_fork),  daemon_test(test_restart), daemon_test(test_off),
+		daemon_test(test_crowd),
 	};
 
-	return cmocka_run_group_tests(tests, setup, daemon_group_teardown);
+	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);
 }

@@ -52,7 +52,6 @@ static inline void client_use_zeros(struct fake_client *c)
 	void *at;
 
 	assert_true(fd >= 0);
-	c->m->state.tunables[TUNABLE_USE_ZERO_PAGE] = 1;
 	ro = os_reopen_readonly(fd);
 	assert_true(ro >= 0);
 	assert_int_equal(os_map(ro, phys_nr_frames(c->m->phys) << ARENA_PAGE_SHIFT, ARENA_LEAF_SIZE,
