@@ -17,7 +17,7 @@ struct counts {
 
 struct mm_check {
 	struct counts *c;
-	uint64_t anon, shmem, direct, leaves;
+	uint64_t anon, file, shmem, direct, leaves;
 };
 
 #define COMPLAIN(c, ...)                                                \
@@ -97,7 +97,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)
-		k->shmem += pages;
+		*(v && v->object && v->object->file ? &k->file : &k->shmem) += pages;
 	else if (page->flags & PG_ANON)
 		k->anon += pages;
 	else
@@ -298,8 +298,8 @@ static void check_mm(struct mm *mm, struct counts *c)
 	uint32_t tables = check_limbo(mm, c);
 
 	pgtable_walk(mm, 0, UINT64_C(1) << 47, check_entry, &k);
-	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
-	    k.leaves != mm->leaves)
+	if (k.anon != mm->rss_anon || k.file != mm->rss_file || k.shmem != mm->rss_shmem ||
+	    k.direct != mm->direct_pages || k.leaves != mm->leaves)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
 	mm_for_each_pin(mm, count_pin, c);

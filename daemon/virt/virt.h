@@ -113,7 +113,7 @@ struct mm_stats {
 	uint64_t locked_vm;            /* of locked ones */
 	uint64_t pinned_vm;            /* pages that arena_pin() holds, once a pin */
 	uint64_t start_brk, brk;       /* the heap's ends: addresses */
-	uint64_t rss_anon, rss_shmem;  /* pages present */
+	uint64_t rss_anon, rss_file, rss_shmem; /* pages present: own, of files, of segments */
 	uint64_t leaves;               /* 2 MiB entries present */
 	uint64_t direct_pages;         /* arena_alloc_pages() */
 	uint64_t tables;               /* page-table pages */
