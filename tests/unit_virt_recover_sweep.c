@@ -521,14 +521,14 @@ static void step_end(void)
 }
 
 static void (*const steps[])(void) = {
-	step_start,  step_anon,     step_split,    step_protect,    step_fixed,
-	step_shared, step_segment,  step_cow,      step_ack,        step_own_segment,
-	step_zero,   step_pfn,      step_truncate, step_pages,      step_ack,
-	step_advice, step_populate, step_hole,     step_file,       step_late_ack,
-	step_mremap, step_heap,     step_lock,     step_policy,     step_pin,
-	step_gather, step_collapse, step_fork,     step_cow_calls,  step_snapshot,
-	step_close,  step_unmap,    step_death,    step_new_client, step_ack,
-	step_end,
+	step_start,    step_anon,     step_split,    step_protect, step_fixed,
+	step_shared,   step_segment,  step_cow,      step_ack,     step_own_segment,
+	step_zero,     step_pfn,      step_truncate, step_pages,   step_ack,
+	step_advice,   step_populate, step_hole,     step_file,    step_file_hold,
+	step_late_ack, step_mremap,   step_heap,     step_lock,    step_policy,
+	step_pin,      step_gather,   step_collapse, step_fork,    step_cow_calls,
+	step_snapshot, step_close,    step_unmap,    step_death,   step_new_client,
+	step_ack,      step_end,
 };
 
 static void scenario_up(void)

@@ -243,15 +243,16 @@ LIST_HEAD(object_list, object);
 struct file_io;
 struct workqueue;
 TAILQ_HEAD(held_list, file_io);
-LIST_HEAD(cleaning_list, file);
+LIST_HEAD(file_list, file);
 struct files {
 	const struct file_ops *ops;
 	bool threads;
 	int eventfd; /* of all queues */
 	struct workqueue *queue[FILE_QUEUES];
-	struct held_list held;         /* without threads */
-	struct cleaning_list cleaning; /* those that wait for flushes, to write (writeback.c) */
-	unsigned nr_ios, nr_files;
+	struct held_list held;    /* without threads */
+	struct file_list waiting; /* those whose pass has a deadline */
+	struct file_list by_bit[ARENA_FILE_BITS];
+	unsigned nr_ios, nr_files, nr_holds;
 	struct object *by_key;
 	struct file_io *wanted;      /* what the call that answers ARENA_E_WAIT_IO waits for ... */
 	uint64_t wanted_page;        /* ... and the page it needs of it */

@@ -316,6 +316,21 @@ static void check_mm(struct mm *mm, struct counts *c)
 	check_header(mm, c);
 }
 
+/* A hold is granted to the first request only, and the record says to whom. */
+static void check_hold(const struct object *o, struct counts *c)
+{
+	const struct file_request *r = TAILQ_FIRST(&o->file->requests);
+	bool held = r && r->hold && r->granted;
+
+	if (!!o->record->writer != held)
+		COMPLAIN(c, "file %u: its record's writer", o->id);
+	if (o->file->pass.state == PASS_HELD && !held)
+		COMPLAIN(c, "file %u: held by nobody", o->id);
+	while (r && (r = TAILQ_NEXT(r, link)))
+		if (r->granted)
+			COMPLAIN(c, "file %u: held in the queue", o->id);
+}
+
 static void check_file(const struct object *o, uint64_t dirty, struct counts *c)
 {
 	const struct file_io *io;
@@ -326,9 +341,11 @@ static void check_file(const struct object *o, uint64_t dirty, struct counts *c)
 			 (unsigned long)o->file->nr_dirty);
 	if (o->record->dev != o->file->key[1] || o->record->ino != o->file->key[2])
 		COMPLAIN(c, "file %u: its record is another's", o->id);
-	if ((o->file->pass.state != PASS_IDLE) != (o->file->pass.io != NULL) ||
+	if ((o->file->pass.state != PASS_IDLE && o->file->pass.state != PASS_HELD &&
+	     o->file->pass.state != PASS_SETTLING) != (o->file->pass.io != NULL) ||
 	    (o->file->pass.io && TAILQ_EMPTY(&o->file->requests)))
 		COMPLAIN(c, "file %u: its write-back", o->id);
+	check_hold(o, c);
 	LIST_FOREACH(io, &o->file->ios, in_file)
 		for (unsigned i = 0; i < io->nr; i++) {
 			c->refs[io->pfn[i]]++;
