@@ -109,8 +109,7 @@ int show_pid_statm(struct show *s)
 	sum_stats(s, &sum);
 	fprintf(s->out, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " 0 %" PRIu64 " 0\n",
 		sum.total_vm, sum.rss_anon + sum.rss_file + sum.rss_shmem,
-		sum.rss_file + sum.rss_shmem, sum.exec_vm,
-		sum.data_vm + sum.stack_vm);
+		sum.rss_file + sum.rss_shmem, sum.exec_vm, sum.data_vm + sum.stack_vm);
 	return 0;
 }
 
