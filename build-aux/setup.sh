@@ -57,6 +57,7 @@ for extra in "$@"; do
 		tool memtester memtester
 		tool python3 python3
 		tool sqlite3 sqlite3
+		tool git git
 		tool redis-server redis-server
 		tool memcached memcached
 		tool stress-ng stress-ng

@@ -43,6 +43,19 @@ int client_plain_call(struct arena *a, Arena__Request *request);
 int client_file_call(struct arena *a, Arena__Request *request, int fd, uint64_t *address,
 		     bool *locked);
 
+/*
+ * A file by stat(2)'s numbers, read or written by system calls while somebody may have it mapped; see daemon/virt/virt.h,
+ * vm_file_range. Of a thread, hold and release come in pairs. All are async-signal-safe; the arena is attached.
+ */
+struct file_key {
+	uint64_t dev, ino;
+};
+int client_file_sync(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len);
+int client_file_sync_all(struct arena *a);
+#define FILE_LENGTH_UNKNOWN UINT64_MAX /* of hold and release */
+int client_file_hold(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len);
+int client_file_release(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len);
+
 /* The arena is attached. 0 and *out, or -errno. */
 int client_mmap(struct arena *a, const struct mmap_args *args, void **out);
 

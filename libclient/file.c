@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * file.c - mmap(2) of a file: the one call whose request carries a descriptor, so it goes by the socket.
+ * file.c - mmap(2) of a file: the one call whose request carries a descriptor, so it goes by the socket. And what a
+ * process tells that reads and writes files which are mapped, by system calls.
  *
  * The program's descriptor is in the program's table, the socket may be in the library's own (agent.h). Who
  * sends there fetches a copy first.
@@ -83,4 +84,72 @@ int client_file_call(struct arena *a, Arena__Request *request, int fd, uint64_t 
 	agent_run(a, run_job, &job);
 	pthread_setcancelstate(cancel, NULL);
 	return job.result;
+}
+
+/* ---- files beside their mappings ------------------------------------------------------------- */
+
+static int sync_call(struct arena *a, Arena__FileSync *call)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	struct mail_reply m;
+
+	request.call_case = ARENA__REQUEST__CALL_FILE_SYNC;
+	request.file_sync = call;
+	return mailbox_call(a, &request, &m, false);
+}
+
+int client_file_sync(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len)
+{
+	Arena__FileSync call = ARENA__FILE_SYNC__INIT;
+
+	call.dev = key->dev;
+	call.ino = key->ino;
+	call.offset = off;
+	call.length = len;
+	return sync_call(a, &call);
+}
+
+int client_file_sync_all(struct arena *a)
+{
+	Arena__FileSync call = ARENA__FILE_SYNC__INIT;
+
+	call.all = 1;
+	return sync_call(a, &call);
+}
+
+static uint32_t own_thread(void)
+{
+	return (uint32_t)syscall(SYS_gettid);
+}
+
+int client_file_hold(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__FileHold call = ARENA__FILE_HOLD__INIT;
+	struct mail_reply m;
+
+	call.dev = key->dev;
+	call.ino = key->ino;
+	call.thread = own_thread();
+	call.offset = off;
+	call.length = len;
+	request.call_case = ARENA__REQUEST__CALL_FILE_HOLD;
+	request.file_hold = &call;
+	return mailbox_call(a, &request, &m, false);
+}
+
+int client_file_release(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len)
+{
+	Arena__Request request = ARENA__REQUEST__INIT;
+	Arena__FileRelease call = ARENA__FILE_RELEASE__INIT;
+	struct mail_reply m;
+
+	call.dev = key->dev;
+	call.ino = key->ino;
+	call.thread = own_thread();
+	call.offset = off;
+	call.length = len;
+	request.call_case = ARENA__REQUEST__CALL_FILE_RELEASE;
+	request.file_release = &call;
+	return mailbox_call(a, &request, &m, false);
 }

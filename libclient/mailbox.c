@@ -9,6 +9,9 @@
  *
  * A trap may come in the middle of another call of the same thread, so nothing here is a lock:
  * mailboxes are bits of a word, taken by compare-and-swap.
+ *
+ * Calls may wait for another thread's FILE_RELEASE, all that there is room for. So one mailbox is for that
+ * call only.
  */
 #include <errno.h>
 
@@ -19,6 +22,8 @@
 #define SPIN_MAX 800u
 #define SPIN_MIN 20u
 #define SPIN_PROBE 16u
+
+#define RELEASE_MAILBOX (ARENA_NR_MAILBOXES - 2)
 
 void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 {
@@ -31,23 +36,28 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box)
 }
 static_assert(ARENA_NR_MAILBOXES == 64, "a bit of one word per mailbox");
 
-static int try_take(struct mailboxes *m)
+/* may: a bit for each that will do. */
+static int try_take(struct mailboxes *m, uint64_t may)
 {
 	uint64_t free = load_relaxed(&m->free);
 
-	while (free)
-		if (__atomic_compare_exchange_n(&m->free, &free, free & (free - 1), false,
+	while (free & may) {
+		uint64_t one = free & may & -(free & may);
+
+		if (__atomic_compare_exchange_n(&m->free, &free, free & ~one, false,
 						__ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
-			return __builtin_ctzll(free);
+			return __builtin_ctzll(one);
+	}
 	return -EAGAIN;
 }
 
-static int take(struct arena *a)
+static int take(struct arena *a, bool releases)
 {
 	struct mailboxes *m = &a->mail;
+	uint64_t may = releases ? UINT64_MAX : ~(UINT64_C(1) << RELEASE_MAILBOX);
 	uint64_t deadline = 0;
 	uint32_t before = 0;
-	int nr = try_take(m);
+	int nr = try_take(m, may);
 
 	while (nr < 0) {
 		uint32_t freed = load_acquire(&m->freed);
@@ -57,7 +67,7 @@ static int take(struct arena *a)
 			deadline = link_deadline(a);
 		before = freed;
 		__atomic_fetch_add(&m->waiting, 1, __ATOMIC_SEQ_CST);
-		nr = try_take(m);
+		nr = try_take(m, may);
 		if (nr < 0)
 			os_futex_wait(&m->freed, freed, link_slice(deadline));
 		__atomic_fetch_sub(&m->waiting, 1, __ATOMIC_SEQ_CST);
@@ -161,7 +171,9 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 	ASSERT(!small_lock_held(&a->tlb.lock));
 	if (link_state(a) == LINK_DEAD || link_told(a))
 		return -ECONNRESET;
-	nr = library_thread_serves(a) ? TRAP_MAILBOX : take(a);
+	nr = library_thread_serves(a)
+		     ? TRAP_MAILBOX
+		     : take(a, request->call_case == ARENA__REQUEST__CALL_FILE_RELEASE);
 	if (nr < 0)
 		return nr;
 	r = exchange(a, nr, request, m);

@@ -229,6 +229,45 @@ static void test_fork(void **state)
 	close(j.fd);
 }
 
+static void map_over(struct test_daemon *d, void *arg)
+{
+	struct job *j = arg;
+	arena_t *a = client_open(d);
+	char *p = map_file(a, j->fd, SIZE, RW, MAP_SHARED), *q, byte;
+	char *other = arena_mmap(a, NULL, 10 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(other != MAP_FAILED);
+#define IN_FILE(at, value) CHECK(pread(j->fd, &byte, 1, (off_t)(at)) == 1 && byte == (value))
+	p[5] = 1;
+	CHECK(arena_mmap(a, p, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p);
+	IN_FILE(5, 1);
+	CHECK(p[5] == 0);
+	p[PAGE + 5] = 2;
+	CHECK(arena_mmap(a, p + PAGE, PAGE, RW, MAP_SHARED | MAP_FIXED, j->fd, 20 * PAGE) ==
+	      p + PAGE);
+	IN_FILE(PAGE + 5, 2);
+	p[PAGE + 5] = 3;
+	q = p + 100 * PAGE;
+	q[5] = 4;
+	CHECK(arena_mremap(a, other, 10 * PAGE, 10 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, q) == q);
+	IN_FILE(100 * PAGE + 5, 4);
+	p[90 * PAGE] = 5;
+	CHECK(arena_mremap(a, p + 80 * PAGE, 20 * PAGE, 5 * PAGE, 0, NULL) == p + 80 * PAGE);
+	IN_FILE(90 * PAGE, 5);
+	CHECK_OK(arena_munmap(a, p + PAGE, PAGE));
+	IN_FILE(20 * PAGE + 5, 3);
+	arena_close(a);
+}
+
+/* What is replaced, moved over or cut off is in the file when the call returns, as after munmap. */
+static void test_map_over(void **state)
+{
+	struct job j = {.fd = make_file(SIZE, 7)};
+
+	client_run(*state, map_over, &j);
+	close(j.fd);
+}
+
 /* ---- death ------------------------------------------------------------------------------------------ */
 
 static void write_and_die(struct test_daemon *d, void *arg)
@@ -421,11 +460,12 @@ static void test_write_error(void **state)
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
-		daemon_test(test_read),           daemon_test(test_large_file),
-		daemon_test(test_refusals),       daemon_test(test_shared),
-		daemon_test(test_fork),           daemon_test(test_killed_client),
-		daemon_test(test_killed_workers), daemon_test(test_stop),
-		daemon_test(test_truncate),       daemon_test(test_write_error),
+		daemon_test(test_read),          daemon_test(test_large_file),
+		daemon_test(test_refusals),      daemon_test(test_shared),
+		daemon_test(test_map_over),      daemon_test(test_fork),
+		daemon_test(test_killed_client), daemon_test(test_killed_workers),
+		daemon_test(test_stop),          daemon_test(test_truncate),
+		daemon_test(test_write_error),
 	};
 
 	return cmocka_run_group_tests(tests, daemon_group_setup, daemon_group_teardown);

@@ -35,7 +35,7 @@ expect 2 $run --trap nonsense -- true
 expect 2 $run --min-size nonsense -- true
 expect 2 $run --node all -- true
 expect 0 $run --help
-for option in trap min-size shared mergeable node strict verbose report socket; do
+for option in trap min-size files shared mergeable node strict verbose report socket; do
 	has "$out" "--$option"
 done
 

@@ -17,6 +17,14 @@ start_arena
 	fail "test_mmap: $(tail -n 30 "$work/out")"
 served python3 20000000 50
 : >"$report"
+# With the files that they map; those are short.
+(cd "$work" && on_arena --files --min-size 4K -- "$python" -m unittest test.test_mmap) >"$work/out" 2>&1 ||
+	fail "test_mmap, files: $(tail -n 30 "$work/out")"
+[ "$(sum_of python3 files)" -gt 100000 ] || fail "no files were mapped: $(<"$report")"
+: >"$report"
+(cd "$work" && on_arena --files --min-size 4K -- "$python" -m unittest test.test_mmap) >"$work/out" 2>&1 &
+kill_workers "$!" 50
+: >"$report"
 on_arena -- "$python" "$here/tests/run_python_job.py" >"$work/out" 2>&1 ||
 	fail "the job: $(tail -n 30 "$work/out")"
 [ "$(tail -n 1 "$work/out")" = "all right" ] || fail "the job: $(<"$work/out")"

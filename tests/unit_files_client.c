@@ -150,6 +150,7 @@ static void test_status(void **state __unused_)
 	assert_int_equal(status_kb(text, "VmSize"), st.total_vm * 4);
 	assert_int_equal(status_kb(text, "VmRSS"),
 			 status_kb(text, "RssAnon") + status_kb(text, "RssShmem"));
+	assert_int_equal(status_kb(text, "RssFile"), 0);
 	assert_int_equal(status_kb(text, "RssAnon"), st.rss_anon * 4);
 	assert_true(st.rss_anon > 0 && st.rss_shmem > 0);
 	assert_int_equal(status_kb(text, "VmPTE"), st.tables * 4);
@@ -159,6 +160,46 @@ static void test_status(void **state __unused_)
 	assert_int_equal(resident, st.rss_anon + st.rss_shmem);
 	assert_int_equal(shared_pages, st.rss_shmem);
 	free(text);
+	free(statm);
+}
+
+/* Of a file what is present is RssFile, and a private copy RssAnon. */
+static void test_file_rss(void **state __unused_)
+{
+	int fd = memfd_create("test", MFD_CLOEXEC);
+	struct vm_mmap_args args = {
+		.len = MIB, .prot = PROT_READ | PROT_WRITE, .flags = MAP_PRIVATE, .file = &fd};
+	char *before = text_of("proc/4242/status"), *statm = text_of("proc/4242/statm"), *after;
+	struct fault_refusal refusal;
+	struct io_wait wait = {0};
+	unsigned long resident, shared_pages;
+	uint64_t at;
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, 3 * ARENA_PAGE_SIZE), 0);
+	assert_int_equal(vm_mmap(mm, &args, &at), 0);
+	assert_int_equal(vm_fault(mm, at, PROT_READ, 0, &refusal), ARENA_E_WAIT_IO);
+	virt_io_wait(machine.virt, &wait);
+	while (wait.pending)
+		virt_files_collect(machine.virt);
+	assert_int_equal(vm_fault(mm, at, PROT_READ, 0, &refusal), 0);
+	assert_int_equal(vm_fault(mm, at, PROT_WRITE, 0, &refusal), 0);
+	after = text_of("proc/4242/status");
+	assert_int_equal(status_kb(after, "RssFile"), 8);
+	assert_int_equal(status_kb(after, "RssAnon"), status_kb(before, "RssAnon") + 4);
+	assert_int_equal(status_kb(after, "RssShmem"), status_kb(before, "RssShmem"));
+	assert_int_equal(status_kb(after, "VmRSS"), status_kb(before, "VmRSS") + 12);
+	assert_true(virt_is_valid(machine.virt));
+	assert_int_equal(sscanf(statm, "%*u %lu %lu", &resident, &shared_pages), 2);
+	free(after);
+	after = text_of("proc/4242/statm");
+	free(before);
+	before = NULL;
+	assert_true(asprintf(&before, "%lu %lu ", resident + 3, shared_pages + 2) > 0);
+	assert_int_equal(strncmp(strchr(after, ' ') + 1, before, strlen(before)), 0);
+	assert_int_equal(vm_munmap(mm, at, MIB), 0);
+	free(before);
+	free(after);
 	free(statm);
 }
 
@@ -258,10 +299,10 @@ static void test_two_handles(void **state __unused_)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_directory),   cmocka_unit_test(test_access),
-		cmocka_unit_test(test_maps),        cmocka_unit_test(test_status),
-		cmocka_unit_test(test_tables),      cmocka_unit_test(test_arena_status),
-		cmocka_unit_test(test_two_handles),
+		cmocka_unit_test(test_directory), cmocka_unit_test(test_access),
+		cmocka_unit_test(test_maps),      cmocka_unit_test(test_status),
+		cmocka_unit_test(test_tables),    cmocka_unit_test(test_arena_status),
+		cmocka_unit_test(test_file_rss),  cmocka_unit_test(test_two_handles),
 	};
 
 	return cmocka_run_group_tests(tests, boot_client, shut_down_client);

@@ -64,7 +64,7 @@ static void test_table_complete(void **state)
 		assert_non_null(m);
 		assert_string_equal(m->name, f->name);
 	}
-	assert_int_equal(calls, 36);
+	assert_int_equal(calls, 39);
 	assert_null(method_find(ARENA__REQUEST__CALL__NOT_SET));
 	assert_null(method_find(1));
 	assert_null(method_find(39));

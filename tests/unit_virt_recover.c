@@ -86,6 +86,7 @@ static void same_stats(struct fake_client *c, const struct mm_stats *was)
 	mm_get_stats(c->mm, &now);
 	assert_int_equal(now.total_vm, was->total_vm);
 	assert_int_equal(now.rss_anon, was->rss_anon);
+	assert_int_equal(now.rss_file, was->rss_file);
 	assert_int_equal(now.rss_shmem, was->rss_shmem);
 	assert_int_equal(now.leaves, was->leaves);
 	assert_int_equal(now.direct_pages, was->direct_pages);

@@ -711,6 +711,34 @@ static inline void crash_virt_files_tick(struct virt *v, uint64_t now)
 	crash_run(crash_do_files, NULL, &k, sizeof(k), false);
 }
 
+enum crash_file_call { CRASH_FILE_SYNC, CRASH_FILE_HOLD, CRASH_FILE_RELEASE };
+
+static int crash_do_file(struct mm *mm, void *arg)
+{
+	struct crash_args *k = arg;
+	struct io_wait *wait = k->out;
+	const struct vm_file_range *range = k->in;
+
+	*wait = (struct io_wait){0};
+	switch ((enum crash_file_call)k->e) {
+	case CRASH_FILE_SYNC:
+		return vm_file_sync(mm, range, wait);
+	case CRASH_FILE_HOLD:
+		return vm_file_hold(mm, range, (uint32_t)k->a, wait);
+	default:
+		return vm_file_release(mm, range, (uint32_t)k->a, wait);
+	}
+}
+
+static inline int crash_file(struct mm *mm, enum crash_file_call what,
+			     const struct vm_file_range *range, uint32_t thread,
+			     struct io_wait *wait)
+{
+	struct crash_args k = {.a = thread, .e = what, .in = range, .out = wait};
+
+	return crash_run(crash_do_file, mm, &k, sizeof(k), false);
+}
+
 #define vm_msync crash_vm_msync
 #define virt_files_collect crash_virt_files_collect
 #define virt_files_tick crash_virt_files_tick

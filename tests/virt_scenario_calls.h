@@ -157,6 +157,81 @@ static void sync_file(struct mclient *mc, uint64_t at, uint64_t len)
 	assert_int_equal(wait.error, 0);
 }
 
+/* The same of a call of a client that reads and writes files by system calls. */
+static void file_call(struct mclient *mc, enum crash_file_call what, int fd, uint64_t off,
+		      uint64_t len)
+{
+	struct vm_file_range range = {.offset = off, .length = len};
+	struct os_file_id id;
+	struct io_wait wait;
+	unsigned deaths;
+
+	assert_int_equal(os_file_id(fd, &id), 0);
+	range.dev = id.dev;
+	range.ino = id.ino;
+	do {
+		assert_int_equal(crash_file(mc->c->mm, what, &range, 7, &wait), 0);
+		deaths = crash.deaths;
+		while (deaths == crash.deaths && wait.pending) {
+			ack(A, true);
+			ack(B, true);
+			if (deaths == crash.deaths)
+				virt_files_collect(w.m.virt);
+		}
+	} while (deaths != crash.deaths);
+	assert_int_equal(wait.error, 0);
+}
+
+/* Not in the model, either. What is dirty when the worker dies between hold and release is not written. */
+static void step_file_hold(void)
+{
+	int fd = file_make(PAGE(12) + 100);
+	uint64_t at = file_map(A->c, fd, PAGE(14), PROT_RW, MAP_SHARED), there;
+	struct fault_refusal refusal;
+
+	there = file_map(B->c, fd, PAGE(14), PROT_RW, MAP_SHARED);
+	*client_write(A->c, at + PAGE(1)) = 1;
+	*client_write(A->c, at + PAGE(2)) = 2;
+	assert_int_equal(*client_read(B->c, there + PAGE(3)), file_byte(PAGE(3)));
+	file_call(B, CRASH_FILE_SYNC, fd, PAGE(2), 1);
+	assert_int_equal(file_get(fd, PAGE(2)), 2);
+	file_call(B, CRASH_FILE_HOLD, fd, PAGE(1) + 5, PAGE(2));
+	*client_write(A->c, at + PAGE(1) + 1) = 3;
+	for (uint64_t i = 0; i < PAGE(2); i++)
+		file_put(fd, PAGE(1) + 5 + i, 4);
+	/* It would be written now. */
+	virt_files_tick(w.m.virt, clock_now() + 20 * NSEC_PER_SEC);
+	ack(A, true);
+	ack(B, true);
+	virt_files_collect(w.m.virt);
+	assert_int_equal(file_get(fd, PAGE(1) + 5), 4);
+	file_call(B, CRASH_FILE_RELEASE, fd, PAGE(1) + 5, PAGE(2));
+	assert_int_equal(*client_read(A->c, at + PAGE(1)), 1);
+	assert_int_equal(*client_read(A->c, at + PAGE(1) + 1), 3);
+	assert_int_equal(*client_read(A->c, at + PAGE(1) + 5), 4);
+	assert_int_equal(*client_read(B->c, there + PAGE(3) + 4), 4);
+	assert_int_equal(*client_read(B->c, there + PAGE(3) + 5), file_byte(PAGE(3) + 5));
+	/* Cut off. */
+	file_call(A, CRASH_FILE_HOLD, fd, 0, 0);
+	assert_int_equal(ftruncate(fd, (off_t)PAGE(2)), 0);
+	file_call(A, CRASH_FILE_RELEASE, fd, 0, 0);
+	assert_null(client_access(B->c, there + PAGE(3), PROT_READ, 0, &refusal));
+	assert_int_equal(refusal.signo, SIGBUS);
+	sync_file(A, at, PAGE(2));
+	assert_int_equal(file_get(fd, PAGE(1) + 1), 3);
+	assert_int_equal(file_get(fd, PAGE(1) + 5), 4);
+	assert_int_equal(vm_munmap(A->c->mm, at, PAGE(14)), 0);
+	assert_int_equal(vm_munmap(B->c->mm, there, PAGE(14)), 0);
+	ack(A, true);
+	ack(B, true);
+	while (virt_has_files(w.m.virt)) {
+		virt_files_collect(w.m.virt);
+		ack(A, true);
+		ack(B, true);
+	}
+	close(fd);
+}
+
 /* Not in the model: it is gone when the step ends, and what is in the file says whether it is right. */
 static void step_file(void)
 {

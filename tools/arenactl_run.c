@@ -29,6 +29,7 @@ enum run_key {
 	RUN_SOCKET = 's',
 	RUN_TRAP = 256,
 	RUN_MIN_SIZE,
+	RUN_FILES,
 	RUN_SHARED,
 	RUN_MERGEABLE,
 	RUN_NODE,
@@ -41,6 +42,7 @@ static const struct argp_option run_options[] = {
 	{"trap", RUN_TRAP, "TRAP", 0,
 	 "auto, userfaultfd or signal (auto: userfaultfd, where it is permitted)", 0},
 	{"min-size", RUN_MIN_SIZE, "SIZE", 0, "leave smaller mappings to the kernel (64K)", 0},
+	{"files", RUN_FILES, NULL, 0, "serve mappings of files, too", 0},
 	{"shared", RUN_SHARED, NULL, 0, "serve System V and POSIX shared memory, too", 0},
 	{"mergeable", RUN_MERGEABLE, NULL, 0, "offer all memory for merging (MADV_MERGEABLE)", 0},
 	{"node", RUN_NODE, "LIST", 0, "take memory from these nodes only", 0},
@@ -53,7 +55,7 @@ static const struct argp_option run_options[] = {
 struct run {
 	const char *socket, *trap, *min_size, *report, *node;
 	unsigned long nodes; /* what `node` says */
-	bool shared, mergeable, strict, verbose;
+	bool files, shared, mergeable, strict, verbose;
 	char **command;
 };
 
@@ -75,6 +77,9 @@ static error_t parse_run_option(int key, char *arg, struct argp_state *state)
 		if (parse_size(arg, &bytes))
 			argp_error(state, "'%s' is no size", arg);
 		run->min_size = arg;
+		break;
+	case RUN_FILES:
+		run->files = true;
 		break;
 	case RUN_SHARED:
 		run->shared = true;
@@ -251,6 +256,7 @@ static int set_environment(const struct ctl *c, const struct run *run)
 		setenv(ENV "MIN_SIZE", run->min_size, 1);
 	if (run->node)
 		setenv(ENV "NODE", run->node, 1);
+	set_flag(ENV "FILES", run->files);
 	set_flag(ENV "SHARED", run->shared);
 	set_flag(ENV "MERGEABLE", run->mergeable);
 	set_flag(ENV "STRICT", run->strict);

@@ -51,6 +51,7 @@ static void sum_stats(struct show *s, struct mm_stats *sum)
 		sum->locked_vm += stats.locked_vm;
 		sum->pinned_vm += stats.pinned_vm;
 		sum->rss_anon += stats.rss_anon;
+		sum->rss_file += stats.rss_file;
 		sum->rss_shmem += stats.rss_shmem;
 		sum->direct_pages += stats.direct_pages;
 		sum->tables += stats.tables;
@@ -107,8 +108,8 @@ int show_pid_statm(struct show *s)
 
 	sum_stats(s, &sum);
 	fprintf(s->out, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " 0 %" PRIu64 " 0\n",
-		sum.total_vm, sum.rss_anon + sum.rss_shmem, sum.rss_shmem, sum.exec_vm,
-		sum.data_vm + sum.stack_vm);
+		sum.total_vm, sum.rss_anon + sum.rss_file + sum.rss_shmem,
+		sum.rss_file + sum.rss_shmem, sum.exec_vm, sum.data_vm + sum.stack_vm);
 	return 0;
 }
 
@@ -146,9 +147,9 @@ int show_pid_status(struct show *s)
 	put_kb(s->out, "VmSize", sum.total_vm);
 	put_kb(s->out, "VmLck", sum.locked_vm);
 	put_kb(s->out, "VmPin", sum.direct_pages + sum.pinned_vm);
-	put_kb(s->out, "VmRSS", sum.rss_anon + sum.rss_shmem);
+	put_kb(s->out, "VmRSS", sum.rss_anon + sum.rss_file + sum.rss_shmem);
 	put_kb(s->out, "RssAnon", sum.rss_anon);
-	put_kb(s->out, "RssFile", 0);
+	put_kb(s->out, "RssFile", sum.rss_file);
 	put_kb(s->out, "RssShmem", sum.rss_shmem);
 	put_kb(s->out, "VmData", sum.data_vm);
 	put_kb(s->out, "VmStk", sum.stack_vm);

@@ -257,7 +257,7 @@ struct object_record {
 	uint32_t uid, gid, mode;
 	uint32_t unlinked;
 	uint32_t
-		checksum; /* of id, domain, uid, gid, mode, name, a file's dev and ino: object_checksum() */
+		checksum; /* of id, domain, uid, gid, mode, name or path, a file's dev and ino: object_checksum() */
 	uint64_t size; /* bytes */
 	union {
 		uint64_t address; /* common address in all clients */
@@ -267,8 +267,17 @@ struct object_record {
 		uint64_t span; /* bytes of address space set aside at `address` */
 		uint64_t ino;  /* of a file: st_ino */
 	};
-	char name[256];
+	union {
+		char name[256];
+		struct {
+			char path[248]; /* of a file, for people */
+			/* Whose write(2) holds its write-back: mm id << 32 | thread; 0: nobody's (file_hold.c). */
+			uint64_t writer;
+		};
+	};
 };
+static_assert(offsetof(struct object_record, writer) == offsetof(struct object_record, name) + 248,
+	      "a file's writer");
 
 /* FORKED: live, but not yet its process's, of which the record says nothing then. */
 enum mm_state { MM_FREE = 0, MM_LIVE = 1, MM_FORKED = 2 };

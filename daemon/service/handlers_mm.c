@@ -55,10 +55,18 @@ int handle_mmap(struct call *call)
 		.offset = m->offset,
 	};
 	struct service *s = call->peer->service;
-	_cleanup_(closep) int fd = m->file ? service_take_descriptor(s) : -1;
+	_cleanup_(closep) int fd = -1;
 	uint64_t addr;
 	int r;
 
+	if (args.flags & MAP_FIXED && call_writes_first(call)) {
+		const struct file_piece piece = {args.addr, args.len};
+
+		r = call_write_back(call, &piece, 1);
+		if (r)
+			return r;
+	}
+	fd = m->file ? service_take_descriptor(s) : -1;
 	if (m->file) {
 		if (fd < 0 || args.segment || args.flags & MAP_ANONYMOUS)
 			return ARENA_E_INVALID;
@@ -75,6 +83,21 @@ int handle_mmap(struct call *call)
 	return r ? r : reply_address(call, addr, addr);
 }
 
+/* What is in its way, and what it cuts off. */
+static int mremap_write_back(struct call *call, const Arena__Mremap *m)
+{
+	struct file_piece piece[2] = {{0}};
+	uint64_t had = m->old_length, wants = m->new_length;
+
+	if (!round_range(m->address, &had) || !round_range(m->address, &wants))
+		return 0;
+	if (had > wants)
+		piece[0] = (struct file_piece){m->address + wants, had - wants};
+	if (m->flags & MREMAP_FIXED)
+		piece[1] = (struct file_piece){m->new_address, wants};
+	return call_write_back(call, piece, 2);
+}
+
 int handle_mremap(struct call *call)
 {
 	const Arena__Mremap *m = call->request->mremap;
@@ -86,8 +109,12 @@ int handle_mremap(struct call *call)
 		.new_addr = m->new_address,
 	};
 	uint64_t addr;
-	int r = vm_mremap(call->peer->mm, &args, &addr);
+	int r = 0;
 
+	if (call_writes_first(call))
+		r = mremap_write_back(call, m);
+	if (!r)
+		r = vm_mremap(call->peer->mm, &args, &addr);
 	return r ? r : reply_address(call, addr, addr);
 }
 
@@ -108,26 +135,16 @@ int handle_munmap(struct call *call)
 	const Arena__Munmap *m = call->request->munmap;
 	uint64_t len = m->length;
 
-	struct service *s = call->peer->service;
-	struct mm *mm = call->peer->mm;
-	struct later *l;
-
 	if (!len || !page_aligned(m->address) || !round_range(m->address, &len))
 		return ARENA_E_INVALID;
-	/*
-	 * What is written to files is in them before anything is unmapped: so a worker that follows in the
-	 * middle finds it to do. How writing went is not munmap's to tell.
-	 */
-	if (!virt_has_files(s->machine->virt) || s->redoing)
-		return vm_munmap(mm, m->address, len);
-	l = later_create(call);
-	if (!l)
-		return -ENOMEM;
-	vm_write_back(mm, m->address, len, &l->io);
-	if (l->io.pending)
-		return call_redo_io(l);
-	later_drop(l);
-	return vm_munmap(mm, m->address, len);
+	if (call_writes_first(call)) {
+		const struct file_piece piece = {m->address, len};
+		int r = call_write_back(call, &piece, 1);
+
+		if (r)
+			return r;
+	}
+	return vm_munmap(call->peer->mm, m->address, len);
 }
 
 int handle_mprotect(struct call *call)

@@ -255,6 +255,16 @@ int call_later(struct later *l);
 int call_later_io(struct later *l);
 /* The same, and the call is served once more then (service.redoing). */
 int call_redo_io(struct later *l);
+/*
+ * Before part of the address space is replaced or unmapped, what is dirty there goes into its files: so a worker that
+ * follows in the middle finds it to do. How writing went is not told. CALL_LATER: the call is served again after that,
+ * when call_writes_first() is false. 0: there is nothing to wait for.
+ */
+struct file_piece {
+	uint64_t addr, len;
+};
+bool call_writes_first(const struct call *call);
+int call_write_back(struct call *call, const struct file_piece *pieces, unsigned nr);
 /* An operation answered ARENA_E_WAIT_IO: have the call served again when that is over. */
 int call_wait_io(struct call *call);
 /* Answer the calls whose wait is over. True: there were some. */

@@ -32,6 +32,7 @@ static struct file *file_new(struct object *o)
 
 	if (!f)
 		return NULL;
+	f->object = o;
 	f->fd = f->wfd = -1;
 	LIST_INIT(&f->ios);
 	TAILQ_INIT(&f->requests);
@@ -57,10 +58,11 @@ int file_adopt(struct virt *v, struct object *o)
 		return twin ? ARENA_E_EXISTS : ARENA_E_NO_MEMORY;
 	}
 	v->files.nr_files++;
+	file_bits_enter(o->file);
 	return 0;
 }
 
-static struct object *find_file(struct virt *v, const uint64_t key[3])
+struct object *file_find(struct virt *v, const uint64_t key[3])
 {
 	struct object *o;
 
@@ -74,7 +76,7 @@ static int create_file(struct mm *mm, const uint64_t key[3], uint64_t size, int 
 	struct virt *v = mm->virt;
 	struct credentials cred = {.uid = mm->record->uid, .gid = mm->record->gid};
 	uint32_t id = v->state->header->next_object;
-	char path[sizeof(((struct object_record *)0)->name)];
+	char path[sizeof(((struct object_record *)0)->path)];
 	int r;
 
 	os_file_path(fd, path, sizeof(path));
@@ -135,7 +137,7 @@ int file_open(struct mm *mm, struct file_source *src, struct object **out)
 	key[0] = domain_id(mm->domain);
 	key[1] = id.dev;
 	key[2] = id.ino;
-	o = find_file(v, key);
+	o = file_find(v, key);
 	if (!o) {
 		r = create_file(mm, key, id.size, fd, &o);
 		if (r)
@@ -194,6 +196,7 @@ void file_forget(struct object *o)
 
 	HASH_DELETE(by_name, o->virt->files.by_key, o);
 	o->virt->files.nr_files--;
+	LIST_REMOVE(f, same_bit);
 	closep(&f->fd);
 	closep(&f->wfd);
 	free(TAKE_PTR(o->file));
@@ -208,6 +211,7 @@ void file_end(struct object *o)
 	ASSERT(LIST_EMPTY(&f->ios) && TAILQ_EMPTY(&f->requests) && !f->nr_dirty);
 	HASH_DELETE(by_name, v->files.by_key, o);
 	v->files.nr_files--;
+	file_bits_leave(f);
 	if (f->fd >= 0)
 		store_remove_number("file", o->id);
 	if (f->wfd >= 0)
@@ -236,7 +240,7 @@ static void fill_tail(struct object *o, uint64_t size)
 			n, old);
 }
 
-int file_refresh_size(struct object *o)
+int file_refresh_size(struct object *o, struct flush_wait *wait)
 {
 	uint64_t size;
 
@@ -245,7 +249,7 @@ int file_refresh_size(struct object *o)
 		return 0;
 	size = MIN(size, (uint64_t)UINT32_MAX << ARENA_PAGE_SHIFT);
 	if (size < o->size)
-		return object_resize(o, size, NULL, NULL);
+		return object_resize(o, size, NULL, wait);
 	if (size > o->size) {
 		fill_tail(o, size);
 		o->size = size;
@@ -363,7 +367,7 @@ void file_readahead(struct object *o, uint64_t first, uint64_t last)
 {
 	struct chunk *chunk;
 
-	if (o->file->fd < 0 || file_refresh_size(o))
+	if (o->file->fd < 0 || file_refresh_size(o, NULL))
 		return;
 	/* As much as it takes, but not all of the memory there is. */
 	last = MIN(last, first + phys_free_pages(o->virt->phys) / 4);
@@ -401,7 +405,7 @@ int file_need(struct object *o, uint64_t first, uint64_t last)
 	const struct io_wait *retry = v->files.retry;
 	uint64_t missing = first, nr;
 	struct file_io *io;
-	int r = file_refresh_size(o);
+	int r = file_refresh_size(o, NULL);
 
 	if (r)
 		return r;
@@ -444,7 +448,7 @@ void file_read_done(struct file_io *io)
 	struct io_wait *w;
 
 	for (unsigned i = 0; i < io->nr; i++)
-		if (i >= io->done || !enter_page(o, io->pgoff[i], io->pfn[i]))
+		if (i >= io->done || io->stale || !enter_page(o, io->pgoff[i], io->pfn[i]))
 			put_page(o->virt->phys, io->pfn[i]);
 	state_event(o->virt->state, EV_PGPGIN, (uint64_t)io->done << (ARENA_PAGE_SHIFT - 10));
 	if (io->error)
@@ -452,7 +456,8 @@ void file_read_done(struct file_io *io)
 	while ((w = LIST_FIRST(&io->waiters))) {
 		LIST_REMOVE(w, in_io);
 		w->io = NULL;
-		io_wait_end(w, w->pgoff - io->pgoff[0] < io->done ? 0 : io->error);
+		/* What is stale is not there, and is read again. */
+		io_wait_end(w, io->stale || w->pgoff - io->pgoff[0] < io->done ? 0 : io->error);
 	}
 	file_io_free(io);
 	object_release(o);
@@ -544,7 +549,7 @@ int file_fault(struct vma *vma, uint64_t addr, uint32_t access, unsigned cpu,
 	uint64_t pgoff = vma_pgoff(vma, addr);
 	struct chunk *chunk;
 	pfn_t pfn;
-	int r = file_refresh_size(o);
+	int r = file_refresh_size(o, NULL);
 
 	if (r)
 		return r;

@@ -6,6 +6,8 @@
  *	file_io.c     the threads that read and write, and what they are given
  *	writeback.c   what is dirty, and how it gets into the file
  *	file_reclaim.c  what goes where memory is short or the file was changed by others
+ *	file_hold.c   clients that read and write a mapped file by system calls, too
+ *	file_bits.c   how clients know which files that concerns
  *
  * A file is one object for each (domain, st_dev, st_ino). The control thread does no I/O: it sets frames
  * aside and hands them over as a file_io, and a call that needs them answers ARENA_E_WAIT_IO and is
@@ -27,7 +29,7 @@
 
 #define FILE_IO_PAGES 256u
 
-enum file_io_kind { FILE_READ, FILE_WRITE, FILE_SYNC, FILE_CLOSE };
+enum file_io_kind { FILE_READ, FILE_WRITE, FILE_SYNC, FILE_REFRESH, FILE_CLOSE };
 
 struct file_io {
 	struct work work;
@@ -41,14 +43,19 @@ struct file_io {
 	unsigned nr; /* pages; of a read one after the other */
 	uint32_t pgoff[FILE_IO_PAGES];
 	pfn_t pfn[FILE_IO_PAGES];
+	uint64_t from, to;           /* of a refresh: these bytes of the pages, and no others */
 	struct io_wait_list waiters; /* of a read */
+	bool stale;                  /* of a read: the file was written meanwhile */
 	/* the worker's answer */
 	unsigned done; /* pages that went through */
 	int error;     /* -errno of what did not */
 };
 LIST_HEAD(file_io_list, file_io);
 
-/* Have part of a file written. */
+/*
+ * Have part of a file written; or (`hold`) have nothing of it written while a client writes the file by system
+ * calls, and then have what he wrote read.
+ */
 struct file_request {
 	TAILQ_ENTRY(file_request) link;
 	struct file_request *next_of_wait;
@@ -56,26 +63,46 @@ struct file_request {
 	bool sync;            /* and on its disk */
 	struct io_wait *wait; /* NULL: nobody, or nobody any more */
 	int error;
+	/* of a hold */
+	bool hold, granted, released;
+	bool cut;            /* those who map it may not have let go of its end */
+	bool unknown;        /* what was written */
+	uint32_t mm, thread; /* whose; 0: nobody's any more */
+	uint64_t from, to;   /* bytes that were written, or are going to be */
 };
 TAILQ_HEAD(file_request_list, file_request);
 
-enum pass_state { PASS_IDLE, PASS_CLEANING, PASS_WRITING, PASS_SYNCING };
+enum pass_state {
+	PASS_IDLE,
+	/* of a request */
+	PASS_CLEANING,
+	PASS_WRITING,
+	PASS_SYNCING,
+	/* of a hold: nothing of the file is being written */
+	PASS_HELD,
+	PASS_SETTLING,   /* released; who maps what was cut off lets go of it */
+	PASS_REFRESHING, /* what was written is read */
+};
 
-/* The write-back of the first request, up to FILE_IO_PAGES at a time. */
+/* The work of the first request, up to FILE_IO_PAGES at a time. */
 struct file_pass {
 	enum pass_state state;
-	struct flush_wait wait; /* CLEANING: nobody may write any more */
-	uint64_t deadline;      /* then it is written all the same, and stays dirty */
+	struct flush_wait wait; /* CLEANING: nobody may write any more; SETTLING */
+	uint64_t deadline;      /* of CLEANING, HELD, SETTLING: then it goes on all the same */
 	bool late;
 	uint64_t next; /* page to go on from */
 	struct file_io *io;
 };
 
 struct file {
-	LIST_ENTRY(file) cleaning; /* of virt's: while the pass is CLEANING */
-	uint64_t key[3];           /* domain, device, inode */
-	int fd, wfd; /* for reading; for writing, -1: nobody has come with one. May be one */
-	bool lost;   /* its descriptor was not in the store */
+	struct object *object;
+	LIST_ENTRY(file) waiting;  /* of virt's: while the pass has a deadline */
+	LIST_ENTRY(file) same_bit; /* of virt's: with the same arena_file_bit() */
+	unsigned bit;
+	bool told_dirty; /* clients have been told that it has dirty pages, or may */
+	uint64_t key[3]; /* domain, device, inode */
+	int fd, wfd;     /* for reading; for writing, -1: nobody has come with one. May be one */
+	bool lost;       /* its descriptor was not in the store */
 	uint64_t nr_dirty, dirtied_at;
 	struct file_io_list ios;
 	struct file_request_list requests;
@@ -98,8 +125,9 @@ int file_open(struct mm *mm, struct file_source *src, struct object **out);
 /* A fault of a VMA that maps a file, where the entry does not do. ARENA_E_WAIT_IO. */
 int file_fault(struct vma *vma, uint64_t addr, uint32_t access, unsigned cpu,
 	       struct fault_refusal *refusal);
-/* Look at the file's size, and take away what lies behind its end. */
-int file_refresh_size(struct object *o);
+/* Look at the file's size, and take away what lies behind its end; *wait (or NULL): until all have let go. */
+int file_refresh_size(struct object *o, struct flush_wait *wait);
+struct object *file_find(struct virt *v, const uint64_t key[3]); /* domain, device, inode; NULL */
 void file_read_done(struct file_io *io);
 /* Begin to read what is missing of [first, last]. */
 void file_readahead(struct object *o, uint64_t first, uint64_t last);
@@ -138,6 +166,38 @@ void file_request(struct object *o, uint64_t first, uint64_t last, bool sync, st
 void file_write_done(struct file_io *io);
 /* Nobody maps it. True: it may end. */
 bool file_unused(struct object *o);
+/* For file_hold.c: go on with the requests; a request is over; who waits for it is told; a deadline begins and
+ * ends. */
+void file_pass_step(struct object *o);
+void file_request_done(struct object *o, struct file_request *r);
+void file_request_answer(struct file_request *r);
+void file_pass_wait(struct object *o, enum pass_state state, uint64_t msecs);
+void file_pass_go_on(struct object *o);
+/* Pages of [from, last] with all of these flags, as many as it takes. */
+void file_gather(struct object *o, struct file_io *io, uint64_t from, uint64_t last,
+		 uint32_t flags);
+
+/* ---- file_hold.c ---- */
+
+/* A hold is the first request. */
+void file_hold_step(struct object *o, struct file_request *r);
+/* Its deadline has passed. */
+void file_hold_late(struct object *o);
+void file_refresh_done(struct file_io *io);
+/* Recovery: its record says that somebody holds it. */
+void file_hold_recover(struct object *o);
+/* The client is gone. */
+void files_end_holds(struct virt *v, uint32_t mm_id);
+
+/* ---- file_bits.c ---- */
+
+void file_bits_enter(struct file *f);
+void file_bits_leave(struct file *f);
+/* It has dirty pages; and from time to time, whether it still has. */
+void file_bits_dirty(struct file *f);
+void file_bits_look(struct file *f);
+/* All of them for a new address space. */
+void file_bits_tell(struct mm *mm);
 
 /* ---- file_reclaim.c ---- */
 

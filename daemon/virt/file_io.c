@@ -102,6 +102,30 @@ static void run_write(struct file_io *io)
 	}
 }
 
+/* Bytes of pages that clients have mapped and go on using, as write(2) changes them under who maps a file. */
+static void run_refresh(struct file_io *io)
+{
+	while (io->done < io->nr && !io->error) {
+		unsigned n = run_length(io, io->done);
+		uint64_t base = (uint64_t)io->pgoff[io->done] << ARENA_PAGE_SHIFT;
+		uint64_t at = MAX(base, io->from);
+		uint64_t end = MIN(base + ((uint64_t)n << ARENA_PAGE_SHIFT), io->to);
+		char *page = frame_bytes(io, io->done);
+		ssize_t r = 1;
+
+		while (at < end && r > 0) {
+			r = io->ops->read(io->fd, page + (at - base), end - at, at);
+			at += r > 0 ? (uint64_t)r : 0;
+		}
+		/* Behind the end of the file there is nothing to have changed. */
+		if (r < 0) {
+			io->error = (int)r;
+			return;
+		}
+		io->done += n;
+	}
+}
+
 static void file_io_run(struct work *w)
 {
 	struct file_io *io = container_of(w, struct file_io, work);
@@ -115,6 +139,9 @@ static void file_io_run(struct work *w)
 		break;
 	case FILE_SYNC:
 		io->error = io->ops->sync(io->fd);
+		break;
+	case FILE_REFRESH:
+		run_refresh(io);
 		break;
 	case FILE_CLOSE:
 		close(io->fd);
@@ -135,7 +162,9 @@ void files_init(struct virt *v)
 	phys_set_pressure_ops(v->phys, &pressure, v);
 	v->files.ops = &real_ops;
 	TAILQ_INIT(&v->files.held);
-	LIST_INIT(&v->files.cleaning);
+	LIST_INIT(&v->files.waiting);
+	for (unsigned i = 0; i < ARENA_FILE_BITS; i++)
+		LIST_INIT(&v->files.by_bit[i]);
 }
 
 void virt_set_file_ops(struct virt *v, const struct file_ops *ops)
@@ -172,7 +201,8 @@ void file_io_free(struct file_io *io)
 static struct workqueue *queue_of(struct virt *v, const struct file_io *io)
 {
 	unsigned domain = io->object ? domain_id(io->object->domain) : 0;
-	unsigned n = domain % FILE_PAIRS * 2 + (io->kind != FILE_READ);
+	bool writes = io->kind != FILE_READ && io->kind != FILE_REFRESH;
+	unsigned n = domain % FILE_PAIRS * 2 + writes;
 	const struct workqueue_params params = {
 		.name = names[n], .waited_for = true, .eventfd = v->files.eventfd};
 
@@ -234,6 +264,9 @@ static void complete(struct virt *v, struct file_io *io)
 	case FILE_WRITE:
 	case FILE_SYNC:
 		file_write_done(io);
+		break;
+	case FILE_REFRESH:
+		file_refresh_done(io);
 		break;
 	case FILE_CLOSE:
 		file_io_free(io);

@@ -197,7 +197,7 @@ struct mm {
 	struct handle *handles;
 	uint32_t nr_handles;
 
-	uint64_t rss_anon, rss_shmem, leaves, direct_pages, faults;
+	uint64_t rss_anon, rss_file, rss_shmem, leaves, direct_pages, faults;
 	uint64_t total_vm, hiwater_vm, data_vm, exec_vm, stack_vm, locked_vm; /* account.c */
 	uint64_t pinned_vm;                                                   /* pin.c */
 	struct pin_index *pins;   /* pin_index.c; NULL: nothing was ever pinned */
@@ -251,15 +251,16 @@ LIST_HEAD(object_list, object);
 struct file_io;
 struct workqueue;
 TAILQ_HEAD(held_list, file_io);
-LIST_HEAD(cleaning_list, file);
+LIST_HEAD(file_list, file);
 struct files {
 	const struct file_ops *ops;
 	bool threads;
 	int eventfd; /* of all queues */
 	struct workqueue *queue[FILE_QUEUES];
-	struct held_list held;         /* without threads */
-	struct cleaning_list cleaning; /* those that wait for flushes, to write (writeback.c) */
-	unsigned nr_ios, nr_files;
+	struct held_list held;    /* without threads */
+	struct file_list waiting; /* those whose pass has a deadline */
+	struct file_list by_bit[ARENA_FILE_BITS];
+	unsigned nr_ios, nr_files, nr_holds;
 	struct object *by_key;
 	struct file_io *wanted;      /* what the call that answers ARENA_E_WAIT_IO waits for ... */
 	uint64_t wanted_page;        /* ... and the page it needs of it */
@@ -395,8 +396,9 @@ pfn_t frame_head(const struct virt *v, pfn_t pfn);
 /* Entry value for a frame in a VMA. A private mapping of an object's frame never permits writing. */
 uint64_t vma_entry(const struct vma *vma, pfn_t pfn, bool leaf, bool hole, bool ahead,
 		   bool of_object);
-/* Count an entry in (sign 1) or out (-1) of the statistics of its mm and node. */
-void entry_count(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign);
+/* Count an entry of vma in (sign 1) or out (-1) of the statistics of its mm and node. */
+void entry_count(const struct vma *vma, const struct page *page, pfn_t pfn, uint64_t entry,
+		 int sign);
 /* What a present entry at addr should be by its VMA's rights now; a shared private frame stays
  * read-only. */
 uint64_t entry_refresh(const struct vma *vma, uint64_t addr, const struct pte_ref *ref);

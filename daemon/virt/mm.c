@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "daemon/store/store.h"
+#include "daemon/virt/file.h"
 #include "daemon/virt/frozen.h"
 #include "daemon/virt/resume.h"
 
@@ -391,6 +392,8 @@ int mm_create(struct virt *v, const struct mm_params *p, struct mm **out)
 	}
 	if (!r)
 		r = record_write(mm, p);
+	if (!r)
+		file_bits_tell(mm);
 	if (r) {
 		mm_destroy(mm);
 		return r;
@@ -441,6 +444,7 @@ struct mm *mm_destroy(struct mm *mm)
 	if (mm->base)
 		mm_unpin_all(mm);
 	vma_free_all(mm);
+	files_end_holds(v, mm->id);
 	mm_close_handles(mm);
 	if (mm->record)
 		truth_store(&mm->record->state, 0u);

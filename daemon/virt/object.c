@@ -47,6 +47,7 @@ static struct object_record *record_find(struct virt *v)
 uint32_t object_checksum(const struct object_record *r)
 {
 	uint32_t sum = checksum_add(0, &r->id, sizeof(r->id));
+	char name[sizeof(r->name)];
 
 	sum = checksum_add(sum, &r->domain, sizeof(r->domain));
 	sum = checksum_add(sum, &r->uid, sizeof(r->uid));
@@ -56,7 +57,13 @@ uint32_t object_checksum(const struct object_record *r)
 		sum = checksum_add(sum, &r->dev, sizeof(r->dev));
 		sum = checksum_add(sum, &r->ino, sizeof(r->ino));
 	}
-	return checksum_add(sum, r->name, sizeof(r->name));
+	memcpy(name, r->name, sizeof(name));
+	/* A file's writer comes and goes. */
+	if (r->mode & OBJECT_IS_FILE)
+		memset(name + offsetof(struct object_record, writer) -
+			       offsetof(struct object_record, name),
+		       0, sizeof(r->writer));
+	return checksum_add(sum, name, sizeof(name));
 }
 
 /* What the record of a new object says; of a file: its size, device and inode. */

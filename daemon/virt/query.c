@@ -135,6 +135,7 @@ void mm_get_stats(const struct mm *mm, struct mm_stats *out)
 		.start_brk = mm->header->start_brk,
 		.brk = mm->header->brk,
 		.rss_anon = mm->rss_anon,
+		.rss_file = mm->rss_file,
 		.rss_shmem = mm->rss_shmem,
 		.leaves = mm->leaves,
 		.direct_pages = mm->direct_pages,

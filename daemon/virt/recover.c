@@ -468,6 +468,7 @@ static void clean_mm(struct recovery *r, struct mm *mm)
 		r->stats->repaired++;
 	}
 	snapshot_clean(mm, r->stats);
+	file_bits_tell(mm);
 	for (v = RB_MIN(vma_tree, &mm->vmas); v; v = vma_next(v))
 		v = vma_merge(v);
 	mm_recover_mlock(mm);
@@ -492,6 +493,9 @@ static void clean_up(struct recovery *r)
 		stats->vmas += mm->nr_vmas;
 	}
 	/* Made and not used yet, or used for the last time. */
+	for (uint32_t i = 0; i < r->nr_objects; i++)
+		if (r->objects[i]->file && r->objects[i]->record->writer)
+			file_hold_recover(r->objects[i]);
 	for (uint32_t i = 0; i < r->nr_objects; i++)
 		object_release(r->objects[i]);
 	domain_end_unused(r->p);

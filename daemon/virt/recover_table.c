@@ -233,13 +233,13 @@ static int check_entry(struct table_walk *w, uint64_t addr, uint64_t *entry, boo
 	reduce_entry(w, entry, allowed);
 	if (!phys_recover_ref(w->r->p, f.head, true))
 		return walk_damaged(w, addr, "is of no block in use");
-	entry_count(w->mm, f.page, f.pfn, *entry, 1);
+	entry_count(w->vma, f.page, f.pfn, *entry, 1);
 	w->nr_counted++;
 	return 0;
 }
 
 /* Undo what check_entry() did. */
-static int take_back(struct table_walk *w, const uint64_t *entry)
+static int take_back(struct table_walk *w, uint64_t addr, const uint64_t *entry)
 {
 	pfn_t pfn = (pfn_t)arena_pte_pfn(*entry), head;
 
@@ -247,7 +247,7 @@ static int take_back(struct table_walk *w, const uint64_t *entry)
 	if (entry_is_zero(w->r->v, *entry))
 		return 0;
 	head = compound_head(w->r->p, pfn);
-	entry_count(w->mm, pfn_to_page(w->r->p, head), pfn, *entry, -1);
+	entry_count(vma_find(w->mm, addr), pfn_to_page(w->r->p, head), pfn, *entry, -1);
 	phys_recover_unref(w->r->p, head, true);
 	return 0;
 }
@@ -306,7 +306,7 @@ static int walk_tables(struct table_walk *w, uint32_t table, uint64_t base, unsi
 		if (level && (level > 1 || !(entries[i] & ARENA_PTE_HUGE)))
 			r = walk_child(w, table, i, addr, level, &used);
 		else if (w->taking_back)
-			r = take_back(w, &entries[i]);
+			r = take_back(w, addr, &entries[i]);
 		else
 			r = check_entry(w, addr, &entries[i], level);
 		if (r)

@@ -73,13 +73,15 @@ static unsigned entry_pages(uint64_t entry)
 	return entry & ARENA_PTE_HUGE ? ARENA_LEAF_PAGES : 1;
 }
 
-void entry_count(struct mm *mm, const struct page *page, pfn_t pfn, uint64_t entry, int sign)
+void entry_count(const struct vma *vma, const struct page *page, pfn_t pfn, uint64_t entry,
+		 int sign)
 {
+	struct mm *mm = vma->mm;
 	int64_t n = entry_pages(entry);
 	struct node *node = frame_node(mm->virt, pfn);
 
 	if (page->flags & PG_OBJECT) {
-		mm->rss_shmem += (uint64_t)(sign * n);
+		*(vma->object->file ? &mm->rss_file : &mm->rss_shmem) += (uint64_t)(sign * n);
 		phys_node_stat_add(node, NR_FILE_MAPPED, sign * n);
 	} else if (page->flags & PG_ANON) {
 		mm->rss_anon += (uint64_t)(sign * n);
@@ -100,7 +102,7 @@ void map_frame(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint64_t e
 	struct page *page = pfn_to_page(mm->virt->phys, frame_head(mm->virt, pfn));
 
 	page->mapcount++;
-	entry_count(mm, page, pfn, entry, 1);
+	entry_count(vma, page, pfn, entry, 1);
 	pte_install(mm, ref, entry);
 	if (vma->flags & VM_LOCKED)
 		page_mlock(mm->virt, frame_head(mm->virt, pfn), 1);
@@ -112,7 +114,7 @@ void map_frame_over(struct vma *vma, const struct pte_ref *ref, pfn_t pfn, uint6
 	struct page *page = pfn_to_page(mm->virt->phys, pfn);
 
 	page->mapcount++;
-	entry_count(mm, page, pfn, entry, 1);
+	entry_count(vma, page, pfn, entry, 1);
 	pte_switch(mm, ref, entry);
 	if (vma->flags & VM_LOCKED)
 		page_mlock(mm->virt, pfn, 1);
@@ -139,7 +141,7 @@ static pfn_t entry_leave(const struct vma *vma, uint64_t entry)
 	BUG_ON(!page || !page->mapcount);
 	if (!mm->dying)
 		page_enter_limbo(mm->virt->phys, head);
-	entry_count(mm, page, pfn, entry, -1);
+	entry_count(vma, page, pfn, entry, -1);
 	page->mapcount--;
 	if (vma->flags & VM_LOCKED)
 		page_munlock(mm->virt, head, 1);
@@ -174,7 +176,7 @@ void remap_entry(const struct vma *vma, struct pte_ref *ref, pfn_t pfn, uint64_t
 	struct page *page = pfn_to_page(mm->virt->phys, to);
 
 	page->mapcount++;
-	entry_count(mm, page, pfn, entry, 1);
+	entry_count(vma, page, pfn, entry, 1);
 	pte_switch(mm, ref, entry);
 	if (vma->flags & VM_LOCKED)
 		page_mlock(mm->virt, to, 1);

@@ -105,16 +105,12 @@ int vm_msync(struct mm *mm, uint64_t addr, uint64_t len, uint32_t flags, struct 
 	return r ? r : wait->pending ? 0 : wait->error;
 }
 
-/* ---- before munmap ------------------------------------------------------------------------------- */
+/* ---- before munmap, and at the end ------------------------------------------------------------------------------- */
 
-void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait)
+static void write_back(struct mm *mm, uint64_t addr, uint64_t end, struct io_wait *wait)
 {
-	uint64_t end;
 	struct vma *v;
 
-	CONTROL_THREAD();
-	if (range_check(mm, addr, len, &end))
-		return;
 	wait->pending++;
 	for (v = vma_find(mm, addr); v && v->start < end; v = vma_next(v))
 		if (v->object && v->object->file && v->flags & VM_SHARED &&
@@ -122,4 +118,19 @@ void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *w
 			file_request(v->object, vma_pgoff(v, MAX(addr, v->start)),
 				     vma_pgoff(v, MIN(end, v->end)) - 1, false, wait);
 	wait->pending--;
+}
+
+void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait)
+{
+	uint64_t end;
+
+	CONTROL_THREAD();
+	if (!range_check(mm, addr, len, &end))
+		write_back(mm, addr, end, wait);
+}
+
+void vm_write_back_all(struct mm *mm, struct io_wait *wait)
+{
+	CONTROL_THREAD();
+	write_back(mm, 0, UINT64_MAX, wait);
 }

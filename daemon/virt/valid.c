@@ -19,7 +19,7 @@ struct counts {
 
 struct mm_check {
 	struct counts *c;
-	uint64_t anon, shmem, direct, leaves;
+	uint64_t anon, file, shmem, direct, leaves;
 };
 
 #define COMPLAIN(c, ...)                                                \
@@ -125,7 +125,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)
-		k->shmem += pages;
+		*(v && v->object && v->object->file ? &k->file : &k->shmem) += pages;
 	else if (page->flags & PG_ANON)
 		k->anon += pages;
 	else
@@ -328,8 +328,8 @@ static void check_mm(struct mm *mm, struct counts *c)
 	uint32_t tables = check_limbo(mm, c);
 
 	pgtable_walk(mm, 0, UINT64_C(1) << 47, check_entry, &k);
-	if (k.anon != mm->rss_anon || k.shmem != mm->rss_shmem || k.direct != mm->direct_pages ||
-	    k.leaves != mm->leaves)
+	if (k.anon != mm->rss_anon || k.file != mm->rss_file || k.shmem != mm->rss_shmem ||
+	    k.direct != mm->direct_pages || k.leaves != mm->leaves)
 		COMPLAIN(c, "mm %u: rss counts are off", mm->id);
 	cow_for_each_block(mm, count_job, c);
 	mm_for_each_pin(mm, count_pin, c);
@@ -346,6 +346,21 @@ static void check_mm(struct mm *mm, struct counts *c)
 	check_header(mm, c);
 }
 
+/* A hold is granted to the first request only, and the record says to whom. */
+static void check_hold(const struct object *o, struct counts *c)
+{
+	const struct file_request *r = TAILQ_FIRST(&o->file->requests);
+	bool held = r && r->hold && r->granted;
+
+	if (!!o->record->writer != held)
+		COMPLAIN(c, "file %u: its record's writer", o->id);
+	if (o->file->pass.state == PASS_HELD && !held)
+		COMPLAIN(c, "file %u: held by nobody", o->id);
+	while (r && (r = TAILQ_NEXT(r, link)))
+		if (r->granted)
+			COMPLAIN(c, "file %u: held in the queue", o->id);
+}
+
 static void check_file(const struct object *o, uint64_t dirty, struct counts *c)
 {
 	const struct file_io *io;
@@ -356,9 +371,11 @@ static void check_file(const struct object *o, uint64_t dirty, struct counts *c)
 			 (unsigned long)o->file->nr_dirty);
 	if (o->record->dev != o->file->key[1] || o->record->ino != o->file->key[2])
 		COMPLAIN(c, "file %u: its record is another's", o->id);
-	if ((o->file->pass.state != PASS_IDLE) != (o->file->pass.io != NULL) ||
+	if ((o->file->pass.state != PASS_IDLE && o->file->pass.state != PASS_HELD &&
+	     o->file->pass.state != PASS_SETTLING) != (o->file->pass.io != NULL) ||
 	    (o->file->pass.io && TAILQ_EMPTY(&o->file->requests)))
 		COMPLAIN(c, "file %u: its write-back", o->id);
+	check_hold(o, c);
 	LIST_FOREACH(io, &o->file->ios, in_file)
 		for (unsigned i = 0; i < io->nr; i++) {
 			c->refs[io->pfn[i]]++;

@@ -107,17 +107,17 @@ void mm_window(const struct mm *mm, uint64_t *base, uint64_t *size);
 bool mm_slot(const struct mm *mm, uint32_t slot, int *fd, bool *readonly);
 
 struct mm_stats {
-	uint64_t total_vm, hiwater_vm; /* pages of all VMAs; the most there were */
-	uint64_t data_vm;              /* of private writable ones */
-	uint64_t exec_vm, stack_vm;    /* executable and not writable; VM_GROWSDOWN */
-	uint64_t locked_vm;            /* of locked ones */
-	uint64_t pinned_vm;            /* pages that arena_pin() holds, once a pin */
-	uint64_t start_brk, brk;       /* the heap's ends: addresses */
-	uint64_t rss_anon, rss_shmem;  /* pages present */
-	uint64_t leaves;               /* 2 MiB entries present */
-	uint64_t direct_pages;         /* arena_alloc_pages() */
-	uint64_t tables;               /* page-table pages */
-	uint64_t limbo;                /* pages waiting for an acknowledgement */
+	uint64_t total_vm, hiwater_vm;          /* pages of all VMAs; the most there were */
+	uint64_t data_vm;                       /* of private writable ones */
+	uint64_t exec_vm, stack_vm;             /* executable and not writable; VM_GROWSDOWN */
+	uint64_t locked_vm;                     /* of locked ones */
+	uint64_t pinned_vm;                     /* pages that arena_pin() holds, once a pin */
+	uint64_t start_brk, brk;                /* the heap's ends: addresses */
+	uint64_t rss_anon, rss_file, rss_shmem; /* pages present: own, of files, of segments */
+	uint64_t leaves;                        /* 2 MiB entries present */
+	uint64_t direct_pages;                  /* arena_alloc_pages() */
+	uint64_t tables;                        /* page-table pages */
+	uint64_t limbo;                         /* pages waiting for an acknowledgement */
 	uint64_t nr_vmas;
 	uint64_t faults;
 	uint64_t refills, ahead_hits, flushes, evictions; /* the client's own counts */
@@ -177,6 +177,26 @@ int vm_munmap(struct mm *mm, uint64_t addr, uint64_t len);
  * that who reads the file after it finds it. */
 struct io_wait;
 void vm_write_back(struct mm *mm, uint64_t addr, uint64_t len, struct io_wait *wait);
+/* The same of all it maps. */
+void vm_write_back_all(struct mm *mm, struct io_wait *wait);
+/*
+ * A client that reads or writes files by system calls, too. A file is named by its device and inode; nothing is done where it
+ * is not cached. What is dirty of the range is in the file when *wait is done.
+ */
+struct vm_file_range {
+	uint64_t dev, ino, offset, length;
+};
+int vm_file_sync(struct mm *mm, const struct vm_file_range *range, struct io_wait *wait);
+/*
+ * The range of a hold is what the client is about to write, and of the release what it has written; with length UINT64_MAX
+ * that is not known. When *wait is done nothing of the file is written until the same thread's release;
+ * what it wrote is seen in all mappings when the release's *wait is done. A release without a hold does that, too. ARENA_E_NOT_FOUND: it is
+ * not cached, and there is nothing to release.
+ */
+int vm_file_hold(struct mm *mm, const struct vm_file_range *range, uint32_t thread,
+		 struct io_wait *wait);
+int vm_file_release(struct mm *mm, const struct vm_file_range *range, uint32_t thread,
+		    struct io_wait *wait);
 int vm_mprotect(struct mm *mm, uint64_t addr, uint64_t len, uint32_t prot);
 /* A private copy of a range at a new address, of this moment. ARENA_E_NOT_MAPPED, ARENA_E_INVALID; of shared
  * memory also ARENA_E_WAIT_IO, ARENA_E_BUSY (who maps it does not acknowledge), ARENA_E_FAULT (its file cannot

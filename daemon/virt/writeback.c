@@ -16,6 +16,8 @@
  * stay dirty. What cannot be written stays dirty, too, and is tried again; with the last mapping it is lost,
  * and the log says so.
  *
+ * Between requests there may be a hold (file_hold.c), while which nothing is written.
+ *
  * A worker that dies leaves dirty pages dirty, whatever was under way: they are written again.
  */
 #include <errno.h>
@@ -25,8 +27,6 @@
 #include "daemon/virt/file.h"
 #include "daemon/virt/frozen.h"
 
-static void pass_step(struct object *o);
-
 /* ---- dirty ---------------------------------------------------------------------------------------- */
 
 void file_count_dirty(struct object *o, struct page *page)
@@ -35,6 +35,7 @@ void file_count_dirty(struct object *o, struct page *page)
 
 	if (!f->nr_dirty++)
 		f->dirtied_at = clock_now();
+	file_bits_dirty(f);
 	phys_node_stat_add(file_node(o, page_to_pfn(o->virt->phys, page)), NR_FILE_DIRTY, 1);
 }
 
@@ -76,25 +77,32 @@ static void note_error(struct file *f, int error)
 	f->error_seq++;
 }
 
-static void request_done(struct object *o, struct file_request *r)
+void file_request_answer(struct file_request *r)
+{
+	struct io_wait *w = r->wait;
+	struct file_request **at;
+
+	if (!w)
+		return;
+	at = &w->requests;
+	while (*at != r)
+		at = &(*at)->next_of_wait;
+	*at = r->next_of_wait;
+	r->wait = NULL;
+	io_wait_end(w, r->error);
+}
+
+void file_request_done(struct object *o, struct file_request *r)
 {
 	struct file *f = o->file;
-	struct io_wait *w = r->wait;
 
 	TAILQ_REMOVE(&f->requests, r, link);
 	f->pass = (struct file_pass){0};
-	if (r->error && !(w && r->sync)) {
+	if (r->error && !(r->wait && r->sync)) {
 		note_error(f, r->error);
 		log_warning("cannot write %.255s: %s", o->record->name, error_text(r->error));
 	}
-	if (w) {
-		struct file_request **at = &w->requests;
-
-		while (*at != r)
-			at = &(*at)->next_of_wait;
-		*at = r->next_of_wait;
-		io_wait_end(w, r->error);
-	}
+	file_request_answer(r);
 	free(r);
 }
 
@@ -116,7 +124,7 @@ void file_request(struct object *o, uint64_t first, uint64_t last, bool sync, st
 	}
 	TAILQ_INSERT_TAIL(&f->requests, r, link);
 	if (TAILQ_FIRST(&f->requests) == r)
-		pass_step(o);
+		file_pass_step(o);
 }
 
 /* ---- a pass: which pages ------------------------------------------------------------------------------- */
@@ -133,7 +141,7 @@ static struct chunk *next_chunk(struct object *o, uint64_t index)
 	return best;
 }
 
-static void gather(struct object *o, struct file_io *io, uint64_t from, uint64_t last)
+void file_gather(struct object *o, struct file_io *io, uint64_t from, uint64_t last, uint32_t flags)
 {
 	struct phys *p = o->virt->phys;
 	struct chunk *c;
@@ -147,7 +155,7 @@ static void gather(struct object *o, struct file_io *io, uint64_t from, uint64_t
 		for (; i < ARENA_LEAF_PAGES && base + i <= last && io->nr < FILE_IO_PAGES; i++) {
 			pfn_t pfn = c->pages[i];
 
-			if (pfn == PFN_NONE || !(pfn_to_page(p, pfn)->flags & PG_DIRTY))
+			if (pfn == PFN_NONE || (pfn_to_page(p, pfn)->flags & flags) != flags)
 				continue;
 			get_page(p, pfn);
 			io->pgoff[io->nr] = (uint32_t)(base + i);
@@ -197,14 +205,30 @@ static void clean_vma(struct vma *v, struct file_pass *pass)
 
 /* ---- a pass: step by step -------------------------------------------------------------------------------- */
 
-static void submit_pass(struct object *o)
+void file_pass_wait(struct object *o, enum pass_state state, uint64_t msecs)
 {
 	struct file *f = o->file;
 
-	if (f->pass.state == PASS_CLEANING)
-		LIST_REMOVE(f, cleaning);
-	f->pass.state = PASS_WRITING;
-	file_io_submit(f->pass.io);
+	f->pass.state = state;
+	f->pass.deadline = clock_now() + msecs * NSEC_PER_MSEC;
+	LIST_INSERT_HEAD(&o->virt->files.waiting, f, waiting);
+}
+
+void file_pass_go_on(struct object *o)
+{
+	struct file_pass *pass = &o->file->pass;
+
+	if (pass->state == PASS_CLEANING || pass->state == PASS_HELD ||
+	    pass->state == PASS_SETTLING)
+		LIST_REMOVE(o->file, waiting);
+	pass->state = PASS_IDLE;
+}
+
+static void submit_pass(struct object *o)
+{
+	file_pass_go_on(o);
+	o->file->pass.state = PASS_WRITING;
+	file_io_submit(o->file->pass.io);
 }
 
 static void pass_cleaned(struct flush_wait *w)
@@ -233,9 +257,7 @@ static void clean_pages(struct object *o)
 		submit_pass(o);
 		return;
 	}
-	pass->state = PASS_CLEANING;
-	LIST_INSERT_HEAD(&o->virt->files.cleaning, o->file, cleaning);
-	pass->deadline = clock_now() + msecs * NSEC_PER_MSEC;
+	file_pass_wait(o, PASS_CLEANING, msecs);
 }
 
 /* All pages of the request are written, or as many as could be. */
@@ -252,11 +274,11 @@ static void pass_end(struct object *o, struct file_request *r)
 		}
 		r->error = -ENOMEM;
 	}
-	request_done(o, r);
+	file_request_done(o, r);
 }
 
 /* The next pages of the first request, and so on to the last request. */
-static void pass_step(struct object *o)
+void file_pass_step(struct object *o)
 {
 	struct file *f = o->file;
 	struct file_request *r;
@@ -264,6 +286,10 @@ static void pass_step(struct object *o)
 	while ((r = TAILQ_FIRST(&f->requests)) && f->pass.state == PASS_IDLE) {
 		struct file_io *io = NULL;
 
+		if (r->hold) {
+			file_hold_step(o, r);
+			continue;
+		}
 		f->pass.next = MAX(f->pass.next, r->first);
 		if (f->nr_dirty && !r->error && f->pass.next <= r->last) {
 			if (f->wfd < 0)
@@ -272,7 +298,7 @@ static void pass_step(struct object *o)
 				r->error = -ENOMEM;
 		}
 		if (io)
-			gather(o, io, f->pass.next, r->last);
+			file_gather(o, io, f->pass.next, r->last, PG_DIRTY);
 		if (io && io->nr) {
 			f->pass.io = io;
 			f->pass.next = io->pgoff[io->nr - 1] + UINT64_C(1);
@@ -324,8 +350,8 @@ void file_write_done(struct file_io *io)
 	f->pass.state = PASS_IDLE;
 	file_io_free(io);
 	if (synced)
-		request_done(o, r);
-	pass_step(o);
+		file_request_done(o, r);
+	file_pass_step(o);
 	object_release(o);
 }
 
@@ -361,7 +387,8 @@ static void look_at_files(struct virt *v, uint64_t now)
 		if (o->kind != OBJECT_FILE)
 			continue;
 		if (o->nr_vmas)
-			file_refresh_size(o);
+			file_refresh_size(o, NULL);
+		file_bits_look(o->file);
 		if (o->file->nr_dirty && now >= o->file->dirtied_at + expire &&
 		    TAILQ_EMPTY(&o->file->requests))
 			file_request(o, 0, UINT64_MAX, false, NULL);
@@ -373,12 +400,16 @@ static void end_late_waits(struct virt *v, uint64_t now)
 {
 	struct file *f, *next;
 
-	LIST_FOREACH_SAFE(f, &v->files.cleaning, cleaning, next) {
+	LIST_FOREACH_SAFE(f, &v->files.waiting, waiting, next) {
 		if (now < f->pass.deadline)
 			continue;
 		flush_wait_cancel(&f->pass.wait);
+		if (f->pass.state != PASS_CLEANING) {
+			file_hold_late(f->object);
+			continue;
+		}
 		f->pass.late = true;
-		submit_pass(f->pass.io->object);
+		submit_pass(f->object);
 	}
 }
 
@@ -411,7 +442,7 @@ uint64_t virt_files_deadline(const struct virt *v)
 		return at;
 	if (state_tunable(v->state, TUNABLE_DIRTY_WRITEBACK_CENTISECS))
 		at = MIN(at, v->files.next_interval);
-	LIST_FOREACH(f, &v->files.cleaning, cleaning)
+	LIST_FOREACH(f, &v->files.waiting, waiting)
 		at = MIN(at, f->pass.deadline);
 	return at;
 }

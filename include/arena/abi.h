@@ -107,6 +107,21 @@ static inline unsigned arena_table_index(uint64_t addr, unsigned level)
 	return (unsigned)(addr >> (ARENA_PAGE_SHIFT + 9 * level)) & (ARENA_PTRS_PER_TABLE - 1);
 }
 
+/* ---- files ------------------------------------------------------------------
+ *
+ * A client that reads or writes files by system calls has to tell the daemon where they are cached in
+ * its domain (docs/protocol.md, "Files"). A bit per file, by device and inode, in the header below says where that can be.
+ */
+#define ARENA_FILE_BITS 512u
+#define ARENA_FILE_WORDS (ARENA_FILE_BITS / 64)
+
+static inline unsigned arena_file_bit(uint64_t dev, uint64_t ino)
+{
+	uint64_t h = (dev * UINT64_C(0x9e3779b97f4a7c15) ^ ino) * UINT64_C(0xff51afd7ed558ccd);
+
+	return (unsigned)(h >> 55);
+}
+
 /* ---- the mm file ---------------------------------------------------------- */
 
 #define ARENA_MM_MAGIC UINT64_C(0x316d6d616e657261)      /* "arenamm1" */
@@ -161,7 +176,10 @@ struct arena_mm_header {
 	uint32_t uses_zero;    /* the client asked for ARENA_SLOT_ZERO: entries may have it */
 	uint32_t policy_mode;  /* MPOL_* of linux/mempolicy.h */
 	uint64_t policy_nodes; /* of policy_mode, bit by bit: daemon/virt/policy.c */
-	uint64_t reserved[43];
+	/* Hints, kept by the daemon: a file with that bit is cached; has dirty pages. */
+	uint64_t files_cached[ARENA_FILE_WORDS];
+	uint64_t files_dirty[ARENA_FILE_WORDS];
+	uint64_t reserved[27];
 	struct arena_vma_txn txn;
 	uint8_t pad[4096 - 576];
 };

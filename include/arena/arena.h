@@ -72,8 +72,8 @@ void arena_close(arena_t *a);
  * version does not serve: MAP_32BIT, MAP_HUGETLB).
  *
  * A file's pages are cached in the arena, once for all clients of a uid. What is written to a shared mapping is
- * in the file after arena_msync(MS_SYNC) or arena_munmap(), soon after the process has ended, and else
- * after dirty_expire_centisecs. What others write to the file by write(2) is seen in pages that are not
+ * in the file after arena_msync(MS_SYNC), arena_munmap() and what else unmaps or replaces it, soon after the process
+ * has ended, and else after dirty_expire_centisecs. What others write to the file by write(2) is seen in pages that are not
  * cached: after MS_INVALIDATE, or when nobody maps it any more. The file may be closed, shortened (SIGBUS behind
  * its end) and made longer meanwhile.
  */

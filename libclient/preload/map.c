@@ -8,6 +8,7 @@
  *
  *                         in the window                       anywhere
  *     anonymous           the arena                           the arena, or the kernel
+ *     file (--files)      the arena (file_map.c)                 the arena, or the kernel
  *     file, private       anonymous memory with its bytes     the kernel
  *     file, shared        ENODEV                              the kernel
  *     shm_open()'s (shm.c) the segment                         the segment
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "libclient/preload/files.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -57,9 +59,14 @@ static int64_t kernel_mmap(uint64_t addr, uint64_t len, int prot, int flags, int
 /* ---- mmap ------------------------------------------------------------------------------------ */
 
 /* Ignored by the kernel, or of no meaning where nothing is swapped. */
-static const int idle_flags = MAP_DENYWRITE | MAP_EXECUTABLE | MAP_UNINITIALIZED | MAP_FILE;
+const int map_idle_flags = MAP_DENYWRITE | MAP_EXECUTABLE | MAP_UNINITIALIZED | MAP_FILE;
 static const int served_flags = MAP_TYPE | MAP_ANONYMOUS | MAP_FIXED | MAP_FIXED_NOREPLACE |
 				MAP_POPULATE | MAP_NONBLOCK | MAP_NORESERVE | MAP_LOCKED;
+
+bool map_flags_served(int flags)
+{
+	return !(flags & ~(served_flags | map_idle_flags));
+}
 
 static bool may_serve(uint64_t addr, uint64_t len, int flags)
 {
@@ -67,7 +74,7 @@ static bool may_serve(uint64_t addr, uint64_t len, int flags)
 
 	if (!(flags & MAP_ANONYMOUS) || (type != MAP_PRIVATE && type != MAP_SHARED))
 		return false;
-	if (flags & ~(served_flags | idle_flags))
+	if (!map_flags_served(flags))
 		return false;
 	return len >= preload.options.min_size && len <= LARGEST &&
 	       (addr == 0 || range_place(addr, len) == RANGE_INSIDE);
@@ -78,7 +85,7 @@ static int64_t arena_map(arena_t *a, uint64_t addr, uint64_t len, int prot, int 
 	int64_t r;
 
 	guard_enter();
-	r = address(arena_mmap(a, pointer(addr), len, prot, flags & ~idle_flags, -1, 0));
+	r = address(arena_mmap(a, pointer(addr), len, prot, flags & ~map_idle_flags, -1, 0));
 	if (r >= 0 && preload.options.mergeable)
 		arena_madvise(a, pointer((uint64_t)r), len, MADV_MERGEABLE);
 	guard_leave();
@@ -161,6 +168,8 @@ int64_t preload_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, i
 		return kernel_mmap(addr, len, prot, flags, fd, off);
 	if (shm_mmap(addr, len, prot, flags, fd, off, &r))
 		return r;
+	if (files_mmap(addr, len, prot, flags, fd, off, &r))
+		return r;
 	if (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) {
 		enum range_place place = range_place(addr, ALIGN_UP(len, (uint64_t)PAGE));
 
@@ -178,6 +187,8 @@ int64_t preload_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, i
 	/* A wish for an address of ours, which the kernel knows to be in use. */
 	if (range_place(addr, len) != RANGE_OUTSIDE)
 		addr = 0;
+	if (!(flags & MAP_ANONYMOUS))
+		files_before_kernel_mmap(fd, (uint64_t)off, len);
 	r = kernel_mmap(addr, len, prot, flags, fd, off);
 	if (r >= 0)
 		lock_new_mapping((uint64_t)r, ALIGN_UP(len, (uint64_t)PAGE));
@@ -209,6 +220,7 @@ static int64_t munmap_inside(uint64_t addr, uint64_t len, uint64_t arg)
 		return r;
 	report_unmapped(ALIGN_UP(len, (uint64_t)PAGE));
 	sysv_unmapped(addr, ALIGN_UP(len, (uint64_t)PAGE));
+	files_unmapped(addr, ALIGN_UP(len, (uint64_t)PAGE));
 	return 0;
 }
 
@@ -327,6 +339,7 @@ static int64_t mremap_inside(arena_t *a, uint64_t old, uint64_t old_len, uint64_
 	report_served(SERVED_mremap);
 	report_unmapped(ALIGN_UP(old_len, (uint64_t)PAGE));
 	report_mapped(ALIGN_UP(new_len, (uint64_t)PAGE));
+	files_moved(old, (uint64_t)r, ALIGN_UP(new_len, (uint64_t)PAGE));
 	return r;
 }
 

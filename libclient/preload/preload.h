@@ -9,6 +9,7 @@
  *                                              |                    else: the kernel
  *                close, dup2, ...  ---------> fds.c
  *                shm_open, shmget, ... -----> shm.c sysv.c
+ *                read, write, fsync, ... ---> file_calls.c ---> files.c
  *
  *   start.c     options, the one arena of the process, what fork() needs
  *   guard.c     which thread is inside the library; the library's own threads
@@ -51,6 +52,7 @@ struct preload_options {
 	enum arena_trap trap;
 	unsigned long nodes; /* its memory is to come from these; 0: all */
 	size_t min_size;     /* smaller mappings are the kernel's */
+	bool files;          /* mappings of files are the arena's, too */
 	bool shared;         /* System V and POSIX shared memory are the arena's, too */
 	bool mergeable;      /* MADV_MERGEABLE for all that is served */
 	bool strict;         /* no arena, no program */
@@ -130,6 +132,9 @@ void malloc_start(void);
 /* ---- map.c: the calls, split into what lies in the window and what does not ---- */
 
 int64_t preload_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t off);
+/* Flags that mean nothing here; and are these flags such as the arena serves? */
+extern const int map_idle_flags;
+bool map_flags_served(int flags);
 int64_t preload_munmap(uint64_t addr, uint64_t len);
 int64_t preload_mprotect(uint64_t addr, uint64_t len, int prot);
 int64_t preload_madvise(uint64_t addr, uint64_t len, int advice);
@@ -213,6 +218,8 @@ int64_t preload_syscall_clone(int64_t nr, const uint64_t arg[6]);
 	X(madvise)      \
 	X(mlock)        \
 	X(msync)        \
+	X(sync)         \
+	X(write)        \
 	X(mincore)      \
 	X(brk)
 
@@ -225,7 +232,8 @@ enum served_call {
 
 void report_served(enum served_call call);
 void report_mapped(uint64_t bytes);
-void report_shared(uint64_t bytes); /* of a segment by name; mapped, too */
+void report_shared(uint64_t bytes);   /* of a segment by name; mapped, too */
+void report_was_file(uint64_t bytes); /* what of that was a file */
 void report_unmapped(uint64_t bytes);
 void report_kernel(uint64_t bytes); /* a mapping that might have been the arena's */
 void report_at_exit(void);

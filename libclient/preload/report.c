@@ -2,11 +2,11 @@
 /*
  * report.c - what arenad really did for this process: one line at its end.
  *
- *     arena: COMM[PID]: mapped=B peak=B resident=B faults=N refills=N calls=N kernel=B shared=B trap=NAME
+ *     arena: COMM[PID]: mapped=B peak=B resident=B faults=N refills=N calls=N kernel=B shared=B files=B trap=NAME
  *
  * mapped is the sum of all mappings that were the arena's, peak the most at one time, resident what was
  * present at the end; kernel the sum of anonymous mappings that were not the arena's; shared what of
- * `mapped` were segments by name. A process that
+ * `mapped` were segments by name, and files what were files. A process that
  * has no arena says so. One that is killed, or becomes another by exec, says nothing.
  */
 #include <errno.h>
@@ -25,7 +25,7 @@
 static struct {
 	uint64_t calls[NR_SERVED];
 	uint64_t mapped, now, peak;
-	uint64_t shared;
+	uint64_t shared, files;
 	uint64_t kernel;
 } count;
 
@@ -55,6 +55,11 @@ void report_shared(uint64_t bytes)
 {
 	report_mapped(bytes);
 	add(&count.shared, bytes);
+}
+
+void report_was_file(uint64_t bytes)
+{
+	add(&count.files, bytes);
 }
 
 /* Of holes, too: an estimate, which shall not fall below nothing. */
@@ -107,13 +112,14 @@ static int write_line(char *line, size_t size)
 	return n +
 	       snprintf(line + n, size - (size_t)n,
 			"mapped=%llu peak=%llu resident=%llu faults=%llu refills=%llu calls=%llu "
-			"kernel=%llu shared=%llu trap=%s\n",
+			"kernel=%llu shared=%llu files=%llu trap=%s\n",
 			(unsigned long long)count.mapped, (unsigned long long)count.peak,
 			(unsigned long long)resident(a),
 			(unsigned long long)load_relaxed(&a->tlb.channel->faults),
 			(unsigned long long)load_relaxed(&a->tlb.channel->refills),
 			(unsigned long long)calls, (unsigned long long)count.kernel,
-			(unsigned long long)count.shared, a->trap.on ? "userfaultfd" : "signal");
+			(unsigned long long)count.shared, (unsigned long long)count.files,
+			a->trap.on ? "userfaultfd" : "signal");
 }
 
 void report_at_exit(void)

@@ -6,7 +6,7 @@ JEMALLOC_NAMES := malloc calloc realloc free aligned_alloc posix_memalign memali
 	malloc_usable_size mallocx rallocx xallocx sallocx dallocx sdallocx nallocx mallctl \
 	mallctlnametomib mallctlbymib malloc_stats_print malloc_conf malloc_conf_2_conf_harder \
 	malloc_message
-PRELOAD_WRAPS := syscall close dup3 malloc calloc realloc free strdup pthread_create pthread_atfork
+PRELOAD_WRAPS := syscall close dup3 read write pread pwrite ftruncate fdatasync malloc calloc realloc free strdup pthread_create pthread_atfork
 
 SRC_preload := $(wildcard libclient/preload/*.c)
 OBJ_preload := $(SRC_preload:%.c=$(B)/obj/%.o)

@@ -31,6 +31,7 @@
 
 #include "base/util.h"
 #include "libclient/internal.h"
+#include "libclient/preload/files.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -372,7 +373,7 @@ bool shm_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, int64_t 
 int64_t preload_ftruncate(int fd, int64_t size)
 {
 	arena_t *a = serving();
-	int64_t r = raw3(SYS_ftruncate, (uint64_t)fd, (uint64_t)size, 0);
+	int64_t r = files_syscall(SYS_ftruncate, (uint64_t)fd, (uint64_t)size, 0, 0, 0, 0);
 	struct open_shm *e;
 	struct stat st;
 
@@ -406,8 +407,8 @@ int64_t preload_fallocate(int fd, int mode, int64_t off, int64_t len)
 	struct stat st;
 
 	if (!look_at(fd, &st))
-		return raw6(SYS_fallocate, (uint64_t)fd, (uint64_t)mode, (uint64_t)off,
-			    (uint64_t)len, 0, 0);
+		return files_syscall(SYS_fallocate, (uint64_t)fd, (uint64_t)mode, (uint64_t)off,
+				     (uint64_t)len, 0, 0);
 	if (off < 0 || len <= 0)
 		return -EINVAL;
 	if (off > INT64_MAX - len)
@@ -427,11 +428,19 @@ PRELOAD_EXPORT int posix_fallocate(int fd, off_t off, off_t len)
 	static int (*next)(int fd, off_t off, off_t len);
 	struct stat st;
 
+	struct file_key key;
+	bool changes;
+	int r;
+
 	if (look_at(fd, &st))
 		return (int)-preload_fallocate(fd, 0, off, len);
 	if (!next)
 		next = (int (*)(int, off_t, off_t))dlsym(RTLD_NEXT, "posix_fallocate");
-	return next ? next(fd, off, len) : ENOSYS;
+	changes = files_may_change(fd, &key);
+	r = next ? next(fd, off, len) : ENOSYS;
+	if (changes)
+		files_changed(&key);
+	return r;
 }
 
 PRELOAD_EXPORT int posix_fallocate64(int fd, off64_t off, off64_t len)

@@ -25,6 +25,7 @@
 #include "base/parse.h"
 #include "base/util.h"
 #include "libclient/internal.h"
+#include "libclient/preload/files.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -74,6 +75,7 @@ static void read_options(struct preload_options *o)
 		o->min_size = bytes;
 	if (nodes && bitmap_parse_list(nodes, map, 64) == 0)
 		o->nodes = map[0];
+	o->files = is_set(ENV "FILES");
 	o->shared = is_set(ENV "SHARED");
 	o->mergeable = is_set(ENV "MERGEABLE");
 	o->strict = is_set(ENV "STRICT");
@@ -157,6 +159,8 @@ static void start(void)
 	if (r == 0) {
 		if (preload.options.shared)
 			shm_start(a->address.sun_path);
+		if (preload.options.files)
+			files_start();
 		store_release(&preload.arena, a);
 	} else if (preload.options.strict) {
 		preload_say("no arena: %s",
@@ -185,12 +189,14 @@ arena_t *preload_arena(void)
 __attribute__((constructor)) static void begin(void)
 {
 	malloc_start();
+	file_calls_start();
 	preload_arena();
 	threads_start();
 }
 
 __attribute__((destructor)) static void end(void)
 {
+	files_at_exit();
 	report_at_exit();
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "libclient/preload/files.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -222,6 +223,7 @@ PRELOAD_EXPORT int shmctl(int id, int cmd, struct shmid_ds *buf)
 
 PRELOAD_EXPORT void _exit(int code)
 {
+	files_at_exit();
 	report_at_exit();
 	for (;;)
 		raw3(SYS_exit_group, (uint64_t)code, 0, 0);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "libclient/preload/files.h"
 #include "libclient/preload/preload.h"
 #include "libclient/preload/raw.h"
 
@@ -98,6 +99,7 @@ static int64_t call(int64_t nr, const uint64_t a[6])
 	case SYS_clone3:
 		return preload_syscall_clone(nr, a);
 	case SYS_exit_group:
+		files_at_exit();
 		report_at_exit();
 		break;
 	default:
@@ -105,6 +107,8 @@ static int64_t call(int64_t nr, const uint64_t a[6])
 	}
 	if (is_foreign_to_arena(nr, a))
 		return -EINVAL;
+	if (files_knows(nr))
+		return files_syscall(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
 	return raw6(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 

@@ -14,6 +14,12 @@
 
 long __wrap_syscall(long nr, ...);
 int __wrap_close(int fd);
+ssize_t __wrap_read(int fd, void *buf, size_t n);
+ssize_t __wrap_write(int fd, const void *buf, size_t n);
+ssize_t __wrap_pread(int fd, void *buf, size_t n, off_t off);
+ssize_t __wrap_pwrite(int fd, const void *buf, size_t n, off_t off);
+int __wrap_ftruncate(int fd, off_t size);
+int __wrap_fdatasync(int fd);
 int __wrap_dup3(int from, int to, int flags);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t n, size_t size);
@@ -49,6 +55,37 @@ int __wrap_close(int fd)
 int __wrap_dup3(int from, int to, int flags)
 {
 	return (int)result(raw3(SYS_dup3, (uint64_t)from, (uint64_t)to, (uint64_t)flags));
+}
+
+/* The library's own descriptors, and files that are none of the program's. */
+ssize_t __wrap_read(int fd, void *buf, size_t n)
+{
+	return result(raw3(SYS_read, (uint64_t)fd, (uintptr_t)buf, n));
+}
+
+ssize_t __wrap_write(int fd, const void *buf, size_t n)
+{
+	return result(raw3(SYS_write, (uint64_t)fd, (uintptr_t)buf, n));
+}
+
+ssize_t __wrap_pread(int fd, void *buf, size_t n, off_t off)
+{
+	return result(raw6(SYS_pread64, (uint64_t)fd, (uintptr_t)buf, n, (uint64_t)off, 0, 0));
+}
+
+ssize_t __wrap_pwrite(int fd, const void *buf, size_t n, off_t off)
+{
+	return result(raw6(SYS_pwrite64, (uint64_t)fd, (uintptr_t)buf, n, (uint64_t)off, 0, 0));
+}
+
+int __wrap_ftruncate(int fd, off_t size)
+{
+	return (int)result(raw3(SYS_ftruncate, (uint64_t)fd, (uint64_t)size, 0));
+}
+
+int __wrap_fdatasync(int fd)
+{
+	return (int)result(raw3(SYS_fdatasync, (uint64_t)fd, 0, 0));
 }
 
 /* ---- the library's memory ---- */
