@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "daemon/store/store.h"
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 #define READ_AHEAD_FIRST 4u
 #define MAP_AROUND_PAGES 32u
@@ -233,6 +234,7 @@ static void fill_tail(struct object *o, uint64_t size)
 
 	if (!n)
 		return;
+	frozen_vacate(o, old >> ARENA_PAGE_SHIFT, (old >> ARENA_PAGE_SHIFT) + 1, false);
 	pfn = object_frame(o, old >> ARENA_PAGE_SHIFT, &chunk);
 	if (pfn != PFN_NONE)
 		o->virt->files.ops->read(

@@ -28,6 +28,7 @@
  */
 #include "base/log.h"
 #include "daemon/virt/file.h"
+#include "daemon/virt/frozen.h"
 
 /* So long may a write(2) take, or a holder be stopped. */
 #define HOLD_MSECS 30000u
@@ -126,6 +127,14 @@ static void drop_instead(struct object *o, const struct file_request *r, uint64_
 	file_invalidate(o, first, last_page(r));
 }
 
+/* What was written is not what snapshots of the file saw. False: no memory. */
+static bool leave_to_snapshots(struct object *o, const struct file_request *r)
+{
+	uint64_t last = MIN(last_page(r) + 1, file_pages(o));
+
+	return !frozen_vacate(o, r->from >> ARENA_PAGE_SHIFT, last, false);
+}
+
 /* The next pages of it that are cached. `later`: only where the hold is not over yet. */
 static void refresh_next(struct object *o, struct file_request *r, bool later)
 {
@@ -133,6 +142,10 @@ static void refresh_next(struct object *o, struct file_request *r, bool later)
 	struct file_io *io = NULL;
 	bool any = !r->unknown && r->from < r->to && pass->next <= last_page(r) && o->file->fd >= 0;
 
+	if (any && pass->next == r->from >> ARENA_PAGE_SHIFT && !leave_to_snapshots(o, r)) {
+		drop_instead(o, r, pass->next);
+		any = false;
+	}
 	if (any || later) {
 		io = file_io_new(o, FILE_REFRESH, o->file->fd);
 		if (!io && any)

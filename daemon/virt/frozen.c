@@ -279,10 +279,10 @@ static void join_leaf(struct vma *vma, uint64_t addr)
 		return;
 	limbo_add(mm, LIMBO_TABLE, ref.table, 0);
 	pgtable_parent(mm, &ref);
-	entry_count(mm, page, chunk->leaf, fresh, 1);
+	entry_count(vma, page, chunk->leaf, fresh, 1);
 	pte_switch(mm, &ref, fresh);
 	for (unsigned i = 0; i < n; i++)
-		entry_count(mm, page, chunk->leaf, fresh & ~ARENA_PTE_HUGE, -1);
+		entry_count(vma, page, chunk->leaf, fresh & ~ARENA_PTE_HUGE, -1);
 	if (vma->flags & VM_LOCKED)
 		page_munlock(v, chunk->leaf, n - 1);
 	while (--n) {

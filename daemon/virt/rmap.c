@@ -81,7 +81,9 @@ void entry_count(const struct vma *vma, const struct page *page, pfn_t pfn, uint
 	struct node *node = frame_node(mm->virt, pfn);
 
 	if (page->flags & PG_OBJECT) {
-		*(vma->object->file ? &mm->rss_file : &mm->rss_shmem) += (uint64_t)(sign * n);
+		const struct object *o = vma->object ? vma->object : vma->origin;
+
+		*(o->file ? &mm->rss_file : &mm->rss_shmem) += (uint64_t)(sign * n);
 		phys_node_stat_add(node, NR_FILE_MAPPED, sign * n);
 	} else if (page->flags & PG_ANON) {
 		mm->rss_anon += (uint64_t)(sign * n);

@@ -87,6 +87,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	uint64_t entry = *ref->entry, pages = ref->level ? ARENA_LEAF_PAGES : 1;
 	pfn_t pfn = (pfn_t)arena_pte_pfn(entry), head;
 	const struct vma *v = vma_find(mm, addr);
+	const struct object *o = v ? v->object ? v->object : v->origin : NULL;
 	const struct page *page;
 	unsigned slot = arena_pte_slot(entry);
 
@@ -125,7 +126,7 @@ static int check_entry(struct mm *mm, uint64_t addr, struct pte_ref *ref, void *
 	if (ref->level)
 		k->leaves++;
 	if (page->flags & PG_OBJECT)
-		*(v && v->object && v->object->file ? &k->file : &k->shmem) += pages;
+		*(o && o->file ? &k->file : &k->shmem) += pages;
 	else if (page->flags & PG_ANON)
 		k->anon += pages;
 	else
