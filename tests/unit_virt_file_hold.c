@@ -190,6 +190,52 @@ static void test_write(void **state)
 	client_down(b), client_down(a);
 }
 
+static uint64_t snapshot(struct fake_client *a, uint64_t addr, uint64_t len)
+{
+	struct io_wait w = {0};
+	uint64_t out = 0;
+	int r = vm_snapshot(a->mm, addr, len, &out);
+
+	for (unsigned tries = 0; r == ARENA_E_WAIT_IO && tries < 50; tries++) {
+		w = (struct io_wait){.settle = w.settle};
+		virt_io_wait(m.virt, &w);
+		finish(a, NULL, &w);
+		virt_io_retry(m.virt, &w);
+		r = vm_snapshot(a->mm, addr, len, &out);
+		virt_io_retry(m.virt, NULL);
+	}
+	assert_int_equal(r, 0);
+	return out;
+}
+
+/* What was written or appended after a snapshot is not in it. */
+static void test_snapshot(void **state)
+{
+	struct fake_client *a = client_up(&m, 1000, 10);
+	int fd = file_make(SIZE);
+	uint64_t at = file_map(a, fd, SIZE, RW, MAP_SHARED), copy;
+
+	(void)state;
+	*client_write(a, at + PAGE(3)) = 1;
+	copy = snapshot(a, at, SIZE);
+	hold(a, NULL, fd, 7);
+	file_put(fd, PAGE(2) + 9, 77);
+	file_put(fd, PAGE(3) + 9, 78);
+	release(a, NULL, fd, 7, PAGE(2) + 9, PAGE(1) + 1);
+	assert_int_equal(*client_read(a, at + PAGE(2) + 9), 77);
+	assert_int_equal(*client_read(a, at + PAGE(3) + 9), 78);
+	assert_int_equal(*client_read(a, copy + PAGE(2) + 9), file_byte(PAGE(2) + 9));
+	assert_int_equal(*client_read(a, copy + PAGE(3) + 9), file_byte(PAGE(3) + 9));
+	assert_int_equal(*client_read(a, copy + PAGE(3)), 1);
+	file_put(fd, SIZE + 5, 79);
+	hold(a, NULL, fd, 7);
+	release(a, NULL, fd, 7, SIZE, 6);
+	assert_int_equal(*client_read(a, at + SIZE + 5), 79);
+	assert_int_equal(*client_read(a, copy + SIZE + 5), 0);
+	close(fd);
+	client_down(a);
+}
+
 /* One after the other, and after what was asked for before. */
 static void test_writers_queue(void **state)
 {
@@ -443,6 +489,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_sync, up, down),
 		cmocka_unit_test_setup_teardown(test_write_back_all, up, down),
 		cmocka_unit_test_setup_teardown(test_write, up, down),
+		cmocka_unit_test_setup_teardown(test_snapshot, up, down),
 		cmocka_unit_test_setup_teardown(test_writers_queue, up, down),
 		cmocka_unit_test_setup_teardown(test_stale_read, up, down),
 		cmocka_unit_test_setup_teardown(test_size, up, down),
