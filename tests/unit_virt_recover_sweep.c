@@ -608,7 +608,7 @@ static void survey_store(uintptr_t site)
 /* Sanitizers take ten times as long. */
 static bool worth_a_death(uint64_t i)
 {
-	const unsigned slow = TEST_SANITIZED ? 24 : 6;
+	const unsigned slow = TEST_SANITIZED ? 24 : 9;
 	const char *step = getenv("ARENA_TEST_STEP");
 
 	if (step && survey->point[i].step != strtoul(step, NULL, 0))
@@ -691,7 +691,7 @@ static void test_sweep_twice(void **state)
 	(void)state;
 	take_survey();
 	w.rng.state = test_seed();
-	for (i = 1 + below(150); i < survey->nr; i += 1 + below(TEST_SANITIZED ? 2000 : 600)) {
+	for (i = 1 + below(150); i < survey->nr; i += 1 + below(TEST_SANITIZED ? 2000 : 1000)) {
 		again = 1 + below(3);
 		do {
 			deaths = trial(survey->point[i].store, again);
