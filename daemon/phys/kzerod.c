@@ -214,15 +214,16 @@ static void put_back(struct phys *p, const struct kz_block *k)
 	struct zone_private *zp = zone_private(page_zone(p, page));
 	struct domain *d = block_owner(p, k->pfn);
 	enum content c = CONTENT_ZEROED;
+	bool dropped = load_relaxed(&k->state) == KZ_DROPPED;
 
 	zp->isolated_blocks[k->order][pfn_block(p, k->pfn)->migratetype]--;
 	d->nr_isolated -= UINT64_C(1) << k->order;
 	d->zone[page_zone(p, page)->index]->isolated_pages -= UINT64_C(1) << k->order;
 	page_set_free_flags(page, 0, 0);
-	if (k->hole && (k->failed || k->state == KZ_DROPPED)) {
+	if (k->hole && (k->failed || dropped)) {
 		block_unback(p, k->pfn, k->order);
 		c = block_content(p, k->pfn);
-	} else if (k->undone || k->state == KZ_DROPPED) {
+	} else if (k->undone || dropped) {
 		c = CONTENT_DIRTY;
 	}
 	if (k->failed) {
@@ -246,7 +247,7 @@ void kzerod_take_back(struct phys *p)
 
 		next = w->next;
 		for (unsigned i = 0; i < b->nr; i++)
-			if (b->block[i].state != KZ_DROPPED)
+			if (load_relaxed(&b->block[i].state) != KZ_DROPPED)
 				put_back(p, &b->block[i]);
 		b->nr = 0;
 		if (b->domain)
