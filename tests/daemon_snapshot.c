@@ -293,7 +293,7 @@ static void threads(struct test_daemon *d, void *arg)
 		}
 		CHECK_OK(arena_munmap(a, copy, 2 * LEAF));
 	}
-	stop = 1;
+	store_relaxed(&stop, 1);
 	for (unsigned i = 0; i < THREADS; i++)
 		pthread_join(thread[i], NULL);
 	arena_close(a);
