@@ -117,22 +117,24 @@ int client_file_sync_all(struct arena *a)
 	return sync_call(a, &call);
 }
 
-static uint32_t own_thread(void)
+static Arena__FileWrite write_of(const struct file_key *key, uint64_t off, uint64_t len)
 {
-	return (uint32_t)syscall(SYS_gettid);
+	Arena__FileWrite call = ARENA__FILE_WRITE__INIT;
+
+	call.dev = key->dev;
+	call.ino = key->ino;
+	call.thread = (uint32_t)syscall(SYS_gettid);
+	call.offset = off;
+	call.length = len;
+	return call;
 }
 
 int client_file_hold(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
-	Arena__FileHold call = ARENA__FILE_HOLD__INIT;
+	Arena__FileWrite call = write_of(key, off, len);
 	struct mail_reply m;
 
-	call.dev = key->dev;
-	call.ino = key->ino;
-	call.thread = own_thread();
-	call.offset = off;
-	call.length = len;
 	request.call_case = ARENA__REQUEST__CALL_FILE_HOLD;
 	request.file_hold = &call;
 	return mailbox_call(a, &request, &m, false);
@@ -141,14 +143,9 @@ int client_file_hold(struct arena *a, const struct file_key *key, uint64_t off, 
 int client_file_release(struct arena *a, const struct file_key *key, uint64_t off, uint64_t len)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
-	Arena__FileRelease call = ARENA__FILE_RELEASE__INIT;
+	Arena__FileWrite call = write_of(key, off, len);
 	struct mail_reply m;
 
-	call.dev = key->dev;
-	call.ino = key->ino;
-	call.thread = own_thread();
-	call.offset = off;
-	call.length = len;
 	request.call_case = ARENA__REQUEST__CALL_FILE_RELEASE;
 	request.file_release = &call;
 	return mailbox_call(a, &request, &m, false);

@@ -39,7 +39,7 @@ int handle_file_sync(struct call *call)
 
 int handle_file_hold(struct call *call)
 {
-	const Arena__FileHold *m = call->request->file_hold;
+	const Arena__FileWrite *m = call->request->file_hold;
 	const struct vm_file_range range = range_of(m->dev, m->ino, m->offset, m->length);
 	struct later *l = later_create(call);
 
@@ -50,7 +50,7 @@ int handle_file_hold(struct call *call)
 
 int handle_file_release(struct call *call)
 {
-	const Arena__FileRelease *m = call->request->file_release;
+	const Arena__FileWrite *m = call->request->file_release;
 	const struct vm_file_range range = range_of(m->dev, m->ino, m->offset, m->length);
 	struct later *l = later_create(call);
 

@@ -373,11 +373,23 @@ int vm_file_sync(struct mm *mm, const struct vm_file_range *range, struct io_wai
 	return wait->pending ? 0 : wait->error;
 }
 
+/* The thread's one, made if it has none, which nobody waits for. */
+static int hold_for_wait(struct object *o, const struct mm *mm, uint32_t thread,
+			 struct file_request **r)
+{
+	if (!*r)
+		*r = new_hold(o, mm->id, thread);
+	if (!*r)
+		return ARENA_E_NO_MEMORY;
+	return (*r)->wait ? ARENA_E_BUSY : 0;
+}
+
 int vm_file_hold(struct mm *mm, const struct vm_file_range *range, uint32_t thread,
 		 struct io_wait *wait)
 {
 	struct object *o = file_of(mm, range);
 	struct file_request *r;
+	int e;
 
 	CONTROL_THREAD();
 	if (!o)
@@ -386,12 +398,9 @@ int vm_file_hold(struct mm *mm, const struct vm_file_range *range, uint32_t thre
 	/* Asked again after a worker's death, or by another connection. */
 	if (r && r->granted)
 		return 0;
-	if (r && r->wait)
-		return ARENA_E_BUSY;
-	if (!r)
-		r = new_hold(o, mm->id, thread);
-	if (!r)
-		return ARENA_E_NO_MEMORY;
+	e = hold_for_wait(o, mm, thread, &r);
+	if (e)
+		return e;
 	set_range(r, range);
 	wait->pending++;
 	wait_for(r, wait);
@@ -405,17 +414,15 @@ int vm_file_release(struct mm *mm, const struct vm_file_range *range, uint32_t t
 {
 	struct object *o = file_of(mm, range);
 	struct file_request *r;
+	int e;
 
 	CONTROL_THREAD();
 	if (!o)
 		return 0;
 	r = find_hold(o, mm->id, thread);
-	if (r && r->wait)
-		return ARENA_E_BUSY;
-	if (!r)
-		r = new_hold(o, mm->id, thread);
-	if (!r)
-		return ARENA_E_NO_MEMORY;
+	e = hold_for_wait(o, mm, thread, &r);
+	if (e)
+		return e;
 	wait->pending++;
 	wait_for(r, wait);
 	if (!r->released) {

@@ -168,33 +168,11 @@ static int64_t sync_for(const struct file_call *c)
 
 /* ---- what writes ------------------------------------------------------------------------------ */
 
-static bool find_written(struct file_call *c)
-{
-	switch (c->nr) {
-	case SYS_write:
-	case SYS_pwrite64:
-	case SYS_writev:
-	case SYS_pwritev:
-	case SYS_pwritev2:
-	case SYS_sendfile:
-	case SYS_ftruncate:
-	case SYS_fallocate:
-		c->looked = key_of((int)c->arg[0], &c->key);
-		break;
-	case SYS_copy_file_range:
-	case SYS_splice:
-		c->looked = key_of((int)c->arg[2], &c->key);
-		break;
-	case SYS_truncate:
-		c->looked = key_of_path(c->arg[0], &c->key);
-		break;
-	default:
-		break;
-	}
-	return c->looked;
-}
+#define NOTHING (-1)
+#define BY_PATH (-2)
 
-static bool writes(int64_t nr)
+/* Which argument is the descriptor of what the call writes to. */
+static int written_argument(int64_t nr)
 {
 	switch (nr) {
 	case SYS_write:
@@ -205,13 +183,31 @@ static bool writes(int64_t nr)
 	case SYS_sendfile:
 	case SYS_ftruncate:
 	case SYS_fallocate:
+		return 0;
 	case SYS_copy_file_range:
 	case SYS_splice:
+		return 2;
 	case SYS_truncate:
-		return true;
+		return BY_PATH;
 	default:
-		return false;
+		return NOTHING;
 	}
+}
+
+static bool writes(int64_t nr)
+{
+	return written_argument(nr) != NOTHING;
+}
+
+static bool find_written(struct file_call *c)
+{
+	int i = written_argument(c->nr);
+
+	if (i >= 0)
+		c->looked = key_of((int)c->arg[i], &c->key);
+	else if (i == BY_PATH)
+		c->looked = key_of_path(c->arg[0], &c->key);
+	return c->looked;
 }
 
 struct written {
