@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdbool.h>
@@ -34,39 +33,6 @@ extern char **environ;
 static char *self;
 static char path[64];
 static char *volatile nowhere = (char *)8;
-
-static void ends_well(pid_t pid)
-{
-	int status;
-
-	CHECK(pid > 0);
-	while (waitpid(pid, &status, 0) < 0)
-		CHECK(errno == EINTR);
-	CHECK(status == 0);
-}
-
-static sigjmp_buf on_bus;
-
-static void bus(int sig)
-{
-	(void)sig;
-	siglongjmp(on_bus, 1);
-}
-
-/* A read of *p is a SIGBUS. */
-static bool is_bus(volatile char *p)
-{
-	struct sigaction act = {.sa_handler = bus}, old;
-	volatile bool got = true;
-
-	CHECK(sigaction(SIGBUS, &act, &old) == 0);
-	if (sigsetjmp(on_bus, 1) == 0) {
-		(void)*p;
-		got = false;
-	}
-	CHECK(sigaction(SIGBUS, &old, NULL) == 0);
-	return got;
-}
 
 static char byte_of(size_t at)
 {

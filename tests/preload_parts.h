@@ -7,11 +7,14 @@
 #define TESTS_PRELOAD_PARTS_H
 
 #include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 
 #define MB (1ul << 20)
 #define PAGE 4096ul
@@ -34,6 +37,39 @@ static inline bool holds(const char *p, size_t len, unsigned seed)
 		if (p[i] != (char)(seed + i / 512 * 7))
 			return false;
 	return true;
+}
+
+static inline void ends_well(pid_t pid)
+{
+	int status;
+
+	CHECK(pid > 0);
+	while (waitpid(pid, &status, 0) < 0)
+		CHECK(errno == EINTR);
+	CHECK(status == 0);
+}
+
+static sigjmp_buf on_bus __attribute__((unused));
+
+static inline void bus(int sig)
+{
+	(void)sig;
+	siglongjmp(on_bus, 1);
+}
+
+/* A read of *p is a SIGBUS. */
+static inline bool is_bus(volatile char *p)
+{
+	struct sigaction act = {.sa_handler = bus}, old;
+	volatile bool got = true;
+
+	CHECK(sigaction(SIGBUS, &act, &old) == 0);
+	if (sigsetjmp(on_bus, 1) == 0) {
+		(void)*p;
+		got = false;
+	}
+	CHECK(sigaction(SIGBUS, &old, NULL) == 0);
+	return got;
 }
 
 struct part {

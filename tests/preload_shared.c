@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdbool.h>
@@ -34,16 +33,6 @@
 extern char **environ;
 static char *self;
 
-static void ends_well(pid_t pid)
-{
-	int status;
-
-	CHECK(pid > 0);
-	while (waitpid(pid, &status, 0) < 0)
-		CHECK(errno == EINTR);
-	CHECK(status == 0);
-}
-
 static void run_other(const char *part, const char *name)
 {
 	char *args[] = {self, (char *)(uintptr_t)part, (char *)(uintptr_t)name, NULL};
@@ -51,29 +40,6 @@ static void run_other(const char *part, const char *name)
 
 	CHECK(posix_spawn(&pid, self, NULL, NULL, args, environ) == 0);
 	ends_well(pid);
-}
-
-static sigjmp_buf on_bus;
-
-static void bus(int sig)
-{
-	(void)sig;
-	siglongjmp(on_bus, 1);
-}
-
-/* A read of *p is a SIGBUS. */
-static bool is_bus(volatile char *p)
-{
-	struct sigaction act = {.sa_handler = bus}, old;
-	volatile bool got = true;
-
-	CHECK(sigaction(SIGBUS, &act, &old) == 0);
-	if (sigsetjmp(on_bus, 1) == 0) {
-		(void)*p;
-		got = false;
-	}
-	CHECK(sigaction(SIGBUS, &old, NULL) == 0);
-	return got;
 }
 
 /* ---- POSIX ------------------------------------------------------------------------------------------ */

@@ -138,22 +138,28 @@ static void step_hole(void)
 	get(A, s.seg + PAGE(1));
 }
 
+/* All that a call waits for comes. False: the worker died before. */
+static bool is_done(const struct io_wait *wait)
+{
+	unsigned deaths = crash.deaths;
+
+	while (deaths == crash.deaths && wait->pending) {
+		ack(A, true);
+		ack(B, true);
+		if (deaths == crash.deaths)
+			virt_files_collect(w.m.virt);
+	}
+	return deaths == crash.deaths;
+}
+
 /* msync(2), made again where a worker dies in it. */
 static void sync_file(struct mclient *mc, uint64_t at, uint64_t len)
 {
 	struct io_wait wait;
-	unsigned deaths;
 
 	do {
 		assert_int_equal(vm_msync(mc->c->mm, at, len, MS_SYNC, &wait), 0);
-		deaths = crash.deaths;
-		while (deaths == crash.deaths && wait.pending) {
-			ack(A, true);
-			ack(B, true);
-			if (deaths == crash.deaths)
-				virt_files_collect(w.m.virt);
-		}
-	} while (deaths != crash.deaths);
+	} while (!is_done(&wait));
 	assert_int_equal(wait.error, 0);
 }
 
@@ -164,21 +170,13 @@ static void file_call(struct mclient *mc, enum crash_file_call what, int fd, uin
 	struct vm_file_range range = {.offset = off, .length = len};
 	struct os_file_id id;
 	struct io_wait wait;
-	unsigned deaths;
 
 	assert_int_equal(os_file_id(fd, &id), 0);
 	range.dev = id.dev;
 	range.ino = id.ino;
 	do {
 		assert_int_equal(crash_file(mc->c->mm, what, &range, 7, &wait), 0);
-		deaths = crash.deaths;
-		while (deaths == crash.deaths && wait.pending) {
-			ack(A, true);
-			ack(B, true);
-			if (deaths == crash.deaths)
-				virt_files_collect(w.m.virt);
-		}
-	} while (deaths != crash.deaths);
+	} while (!is_done(&wait));
 	assert_int_equal(wait.error, 0);
 }
 
