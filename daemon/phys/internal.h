@@ -403,8 +403,7 @@ bool zone_pages_ok(const struct zone *z, unsigned order, uint64_t mark, enum zon
 
 void kzerod_note(struct domain *d); /* its lists of order >= 9 changed */
 void kzerod_forget(struct domain *d);
-/* Wait for what is under way and put it back, without starting more. */
-/* Put back what the worker has not begun. It may be out of its CPU for long, so that nobody waits for it who need not. */
+/* Put back what is done, and what the worker has not begun: it may be out of its CPU for long. Starts no more. */
 void kzerod_drop(struct phys *p);
 /* The same, and wait for the rest. */
 void kzerod_wait(struct phys *p);
