@@ -2,6 +2,10 @@
 /*
  * redis.c - redis-benchmark of redis-server on arena memory (arenactl run) and on its own, in turn.
  *
+ * Both servers run all the time, and one load goes to either of them, so soon after another that both see the same
+ * machine. The servers have one CPU and redis-benchmark another: left to the scheduler, the two share them in one
+ * of two ways for seconds at a time, whose rates are 1.4 times apart, and a ratio says which was met more often.
+ *
  * By a unix socket, because less of a request is the network's then; one request at a time of each of the 50 clients,
  * and 16 at a time (-P 16). 100,000 keys of 100 bytes in random order, so that the memory matters. Requests a
  * second as redis-benchmark counts them. A server that arenad did not serve is no measurement: its report says.
@@ -28,10 +32,21 @@
 #define SERVED_LEAST (UINT64_C(8) << 20)
 #define PIPELINE 16
 
+/* Loads of a run that go to each server. */
+#define TURNS 3u
+
+struct server {
+	pid_t pid;
+	char socket[96], log[96];
+};
+
+enum { SERVER_PLAIN, SERVER_ARENA, SERVER_NR };
+
 struct redis {
 	const struct bench *b;
 	const struct daemon *d;
-	char socket[96], report[96], log[96], arenactl[4096];
+	struct server server[SERVER_NR];
+	char report[96], arenactl[4096];
 };
 
 static bool in_path(const char *program)
@@ -52,11 +67,18 @@ static bool in_path(const char *program)
 
 /* ---- the server ---- */
 
+/* -1, which is anywhere, where there is only one. */
+static int cpu_of(const struct redis *r, unsigned nr)
+{
+	return r->b->nr_cpus > 1 ? r->b->cpu[nr] : -1;
+}
+
 static void become_server(const struct redis *r, bool arena, pid_t parent)
 {
+	const struct server *server = &r->server[arena];
 	const char *args[32];
 	unsigned n = 0;
-	int fd = open(r->log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	int fd = open(server->log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 
 	if (fd < 0 || dup2(fd, STDOUT_FILENO) < 0 || dup2(fd, STDERR_FILENO) < 0)
 		_exit(126);
@@ -64,6 +86,7 @@ static void become_server(const struct redis *r, bool arena, pid_t parent)
 	prctl(PR_SET_PDEATHSIG, SIGTERM);
 	if (getppid() != parent)
 		_exit(1);
+	pin_self(cpu_of(r, 0));
 	if (arena) {
 		args[n++] = r->arenactl;
 		args[n++] = "run";
@@ -78,7 +101,7 @@ static void become_server(const struct redis *r, bool arena, pid_t parent)
 	args[n++] = "--port";
 	args[n++] = "0";
 	args[n++] = "--unixsocket";
-	args[n++] = r->socket;
+	args[n++] = server->socket;
 	args[n++] = "--save";
 	args[n++] = "";
 	args[n++] = "--dir";
@@ -97,44 +120,45 @@ static bool answers(const char *path)
 	return fd >= 0 && connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0;
 }
 
-static pid_t server_start(const struct redis *r, bool arena)
+static void server_start(struct redis *r, bool arena)
 {
 	uint64_t deadline = clock_now() + SERVER_SECONDS * NSEC_PER_SEC;
 	struct timespec ts = {.tv_nsec = 10 * NSEC_PER_MSEC};
-	pid_t parent = getpid(), pid;
+	struct server *server = &r->server[arena];
+	pid_t parent = getpid();
 	int status;
 
-	unlink(r->socket);
+	unlink(server->socket);
 	fflush(NULL);
-	pid = fork();
-	if (pid < 0)
+	server->pid = fork();
+	if (server->pid < 0)
 		die("fork: %s", strerror(errno));
-	if (!pid)
+	if (!server->pid)
 		become_server(r, arena, parent);
-	while (!answers(r->socket)) {
-		if (waitpid(pid, &status, WNOHANG) == pid)
+	while (!answers(server->socket)) {
+		if (waitpid(server->pid, &status, WNOHANG) == server->pid)
 			die("redis-server did not start (status 0x%x); its log: %s",
-			    (unsigned)status, r->log);
+			    (unsigned)status, server->log);
 		if (clock_now() > deadline) {
-			kill(pid, SIGKILL);
-			die("redis-server does not answer; its log: %s", r->log);
+			kill(server->pid, SIGKILL);
+			die("redis-server does not answer; its log: %s", server->log);
 		}
 		nanosleep(&ts, NULL);
 	}
-	return pid;
 }
 
-static void server_stop(const struct redis *r, pid_t pid)
+static void server_stop(const struct server *server)
 {
 	int status;
 
-	kill(pid, SIGTERM);
-	while (waitpid(pid, &status, 0) < 0)
+	kill(server->pid, SIGTERM);
+	while (waitpid(server->pid, &status, 0) < 0)
 		if (errno != EINTR)
 			die("waitpid: %s", strerror(errno));
 	if (status)
-		die("redis-server ended with status 0x%x; its log: %s", (unsigned)status, r->log);
-	unlink(r->socket);
+		die("redis-server ended with status 0x%x; its log: %s", (unsigned)status,
+		    server->log);
+	unlink(server->socket);
 }
 
 /* The server's line in the report: what was served at the most. */
@@ -164,17 +188,20 @@ static void parse_csv(FILE *f, double out[TEST_NR])
 				out[i] = strtod(line + strlen(names[i]), NULL);
 }
 
-static void load(const struct redis *r, unsigned pipeline, double out[TEST_NR])
+static void load(const struct redis *r, bool arena, unsigned pipeline, double out[TEST_NR])
 {
-	unsigned requests = (r->b->quick ? 2000 : 100000) * (pipeline > 1 ? 5 : 1);
+	unsigned requests = (r->b->quick ? 1000 : 25000) * (pipeline > 1 ? 5 : 1);
 	char command[512];
 	FILE *f;
 
 	snprintf(command, sizeof(command),
 		 "exec redis-benchmark -s '%s' -t set,get -r 100000 -d 100 -n %u -P %u --csv 2>&1",
-		 r->socket, requests, pipeline);
+		 r->server[arena].socket, requests, pipeline);
 	out[TEST_SET] = out[TEST_GET] = 0;
+	/* Who is started runs where who starts it may. */
+	pin_self(cpu_of(r, 1));
 	f = popen(command, "re");
+	pin_self(-1);
 	if (!f)
 		die("redis-benchmark: %s", strerror(errno));
 	parse_csv(f, out);
@@ -215,18 +242,35 @@ static struct series *row_series(size_t row, bool arena)
 	return series_get(SECTION, rows[row].name[arena], "requests/s", rows[row].text[arena]);
 }
 
-static void redis_once(const struct redis *r, bool arena)
+static void turn(const struct redis *r, bool arena, double sum[ARRAY_SIZE(rows)])
 {
-	pid_t pid = server_start(r, arena);
 	double rate[2][TEST_NR];
 
-	load(r, 1, rate[0]);
-	load(r, PIPELINE, rate[1]);
-	server_stop(r, pid);
-	if (arena)
-		check_served(r);
-	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
-		series_add(row_series(i, arena), rate[rows[i].pipeline > 1][rows[i].test]);
+	load(r, arena, 1, rate[0]);
+	load(r, arena, PIPELINE, rate[1]);
+	for (size_t i = 0; sum && i < ARRAY_SIZE(rows); i++)
+		sum[i] += rate[rows[i].pipeline > 1][rows[i].test];
+}
+
+static void redis_once(struct redis *r)
+{
+	double sum[SERVER_NR][ARRAY_SIZE(rows)] = {0};
+
+	for (unsigned arena = 0; arena < SERVER_NR; arena++)
+		server_start(r, arena);
+	/* Which makes the keys. */
+	for (unsigned arena = 0; arena < SERVER_NR; arena++)
+		turn(r, arena, NULL);
+	for (unsigned i = 0; i < TURNS; i++) {
+		turn(r, i % 2, sum[i % 2]);
+		turn(r, !(i % 2), sum[!(i % 2)]);
+	}
+	for (unsigned arena = 0; arena < SERVER_NR; arena++) {
+		server_stop(&r->server[arena]);
+		for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
+			series_add(row_series(i, arena), sum[arena][i] / TURNS);
+	}
+	check_served(r);
 }
 
 void bench_redis(const struct bench *b)
@@ -242,16 +286,18 @@ void bench_redis(const struct bench *b)
 		for (unsigned arena = 0; arena < 2; arena++)
 			row_series(i, arena);
 	daemon_start(&d, b, BENCH_GIB / 2);
-	snprintf(r.socket, sizeof(r.socket), "%s/redis", d.dir);
+	for (unsigned i = 0; i < SERVER_NR; i++) {
+		snprintf(r.server[i].socket, sizeof(r.server[i].socket), "%s/redis%u", d.dir, i);
+		snprintf(r.server[i].log, sizeof(r.server[i].log), "%s/redis%u.log", d.dir, i);
+	}
 	snprintf(r.report, sizeof(r.report), "%s/report", d.dir);
-	snprintf(r.log, sizeof(r.log), "%s/redis.log", d.dir);
 	snprintf(r.arenactl, sizeof(r.arenactl), "%s/bin/arenactl", b->build);
 	for (unsigned i = 0; i < b->runs; i++) {
 		say("redis: run %u of %u", i + 1, b->runs);
-		redis_once(&r, i % 2);
-		redis_once(&r, !(i % 2));
+		redis_once(&r);
 	}
-	unlink(r.log);
+	for (unsigned i = 0; i < SERVER_NR; i++)
+		unlink(r.server[i].log);
 	daemon_stop(&d);
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
 		goal_at_least(SECTION, rows[i].goal,
