@@ -13,7 +13,10 @@
  * tree only where memory ran out for the one below it, and never at the last level; a PMD entry
  * is either a table or a leaf.
  */
+#include "base/os.h"
 #include "daemon/virt/internal.h"
+
+#define TABLES_AT_ONCE 8u
 
 uint64_t *pgtable_entries(const struct mm *mm, uint32_t table)
 {
@@ -47,6 +50,23 @@ int pgtable_reserve_index(struct mm *mm, uint32_t table)
 	return 0;
 }
 
+/*
+ * A fresh table's memory is there before it is written to: what would be a fault of ours for each, while a client
+ * waits, is one call for some. Only a hint, and no store to the truth: its bytes are zeros, and stay so.
+ */
+static void expect_tables(const struct mm *mm, uint32_t table)
+{
+	uint32_t n = MIN(TABLES_AT_ONCE, ARENA_MM_MAX_TABLES - table);
+
+	if (table % TABLES_AT_ONCE)
+		return;
+	if (os_populate(pgtable_entries(mm, table), (uint64_t)n * ARENA_PAGE_SIZE) < 0)
+		return;
+	/* And where a hypervisor shadows page tables, its fault is the dearer one. */
+	for (uint32_t i = 0; i < n; i++)
+		__atomic_fetch_or(pgtable_entries(mm, table + i), 0, __ATOMIC_RELAXED);
+}
+
 static int table_alloc(struct mm *mm, uint32_t *out)
 {
 	uint32_t table;
@@ -66,6 +86,7 @@ static int table_alloc(struct mm *mm, uint32_t *out)
 		r = pgtable_reserve_index(mm, table);
 		if (r)
 			return r;
+		expect_tables(mm, table);
 		truth_store(&mm->header->nr_tables, table + 1);
 	}
 	mm->nr_live_tables++;
