@@ -303,6 +303,8 @@ int client_map_shared(struct arena *a, int mm_fd, int channel_fd)
 	    t->header->window_base != t->base || t->header->window_size != t->size)
 		return -EPROTO;
 	t->applied = load_acquire(&t->channel->flush_head);
+	/* The first flush, which others wait for, shall not have to wait for its page. */
+	(void)load_acquire(&t->ring[(t->applied + 1) % ARENA_FLUSH_ENTRIES].seq);
 	/* In the child of fork() it is known already, and may not be looked up. */
 	if (!t->max_maps)
 		t->max_maps = os_max_map_count() / 4 * 3;

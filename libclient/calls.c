@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 
+#include "base/faultpoint.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/calls.h"
@@ -66,11 +67,11 @@ static void flush_before_use(struct arena *a)
 }
 
 /* A call whose answer is an address in the window, with `len` bytes from there on. */
-static int address_call(struct arena *a, Arena__Request *request, uint64_t len, uint64_t *address,
-			bool *locked)
+static int address_call_while(struct arena *a, Arena__Request *request, uint64_t len,
+			      uint64_t *address, bool *locked, struct meanwhile w)
 {
 	struct mail_reply m;
-	int r = mailbox_call(a, request, &m, false);
+	int r = mailbox_call_while(a, request, &m, false, w);
 
 	if (r < 0)
 		return r;
@@ -81,6 +82,12 @@ static int address_call(struct arena *a, Arena__Request *request, uint64_t len, 
 	*locked = m.reply->address->populate;
 	flush_before_use(a);
 	return 0;
+}
+
+static int address_call(struct arena *a, Arena__Request *request, uint64_t len, uint64_t *address,
+			bool *locked)
+{
+	return address_call_while(a, request, len, address, locked, (struct meanwhile){0});
 }
 
 int client_mmap(struct arena *a, const struct mmap_args *args, void **out)
@@ -317,10 +324,27 @@ void *arena_mmap_pfn(arena_t *a, void *addr, uint64_t pfn, size_t len, int prot,
 	return (void *)(uintptr_t)address;
 }
 
+/*
+ * A snapshot takes the right to write from all of its range, which takes the kernel longer than the daemon takes for
+ * the rest. So it is not waited for: the flush that comes with the reply finds it done, but for
+ * what was written to in between.
+ */
+static void take_writing(struct arena *a, void *arg)
+{
+	const Arena__Snapshot *call = arg;
+	uint64_t len = ALIGN_UP(call->length, ARENA_PAGE_SIZE);
+
+	if (len >= call->length && IS_ALIGNED(call->address, ARENA_PAGE_SIZE) &&
+	    client_in_window(a, call->address, len) && !client_on_window_memory(a) &&
+	    !faultpoint("client.snapshot.early"))
+		tlb_take_writing(&a->tlb, call->address, call->address + len);
+}
+
 void *arena_snapshot(arena_t *a, const void *addr, size_t len)
 {
 	Arena__Request request = ARENA__REQUEST__INIT;
 	Arena__Snapshot call = ARENA__SNAPSHOT__INIT;
+	struct meanwhile w = {take_writing, &call};
 	uint64_t address = 0;
 	bool locked;
 	int r = client_enter_attached(a);
@@ -330,7 +354,7 @@ void *arena_snapshot(arena_t *a, const void *addr, size_t len)
 	request.call_case = ARENA__REQUEST__CALL_SNAPSHOT;
 	request.snapshot = &call;
 	if (r == 0)
-		r = address_call(a, &request, len, &address, &locked);
+		r = address_call_while(a, &request, len, &address, &locked, w);
 	return client_return(r) < 0 ? MAP_FAILED : (void *)(uintptr_t)address;
 }
 

@@ -240,6 +240,13 @@ void mailboxes_init(struct mailboxes *m, struct arena_mailbox *box);
  * which may be the reply's own error. `blocked`: as tlb_lock. Async-signal-safe.
  */
 int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked);
+/* What its caller does while the daemon is at work on it: nothing that waits for the daemon. fn NULL: nothing. */
+struct meanwhile {
+	void (*fn)(struct arena *a, void *arg);
+	void *arg;
+};
+int mailbox_call_while(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked,
+		       struct meanwhile w);
 
 /* ---- gather.c ---- */
 

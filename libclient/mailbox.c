@@ -141,7 +141,8 @@ static void send_request(struct arena *a, int nr)
 		client_ring(a);
 }
 
-static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m)
+static int exchange(struct arena *a, int nr, Arena__Request *request, struct mail_reply *m,
+		    struct meanwhile w)
 {
 	struct arena_mailbox *box = &a->mail.box[nr];
 	/* cppcheck-suppress ctuuninitvar; memory to be filled */
@@ -156,6 +157,8 @@ static int exchange(struct arena *a, int nr, Arena__Request *request, struct mai
 	box->len = (uint32_t)len;
 	box->request_id = id;
 	send_request(a, nr);
+	if (w.fn)
+		w.fn(a, w.arg);
 	r = wait_for_reply(a, box, id);
 	if (r < 0)
 		return r;
@@ -165,6 +168,12 @@ static int exchange(struct arena *a, int nr, Arena__Request *request, struct mai
 }
 
 int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked)
+{
+	return mailbox_call_while(a, request, m, blocked, (struct meanwhile){0});
+}
+
+int mailbox_call_while(struct arena *a, Arena__Request *request, struct mail_reply *m, bool blocked,
+		       struct meanwhile w)
 {
 	int nr, r;
 
@@ -176,7 +185,7 @@ int mailbox_call(struct arena *a, Arena__Request *request, struct mail_reply *m,
 		     : take(a, request->call_case == ARENA__REQUEST__CALL_FILE_RELEASE);
 	if (nr < 0)
 		return nr;
-	r = exchange(a, nr, request, m);
+	r = exchange(a, nr, request, m, w);
 	/* A mailbox that the daemon may still answer is never used again. */
 	if (r == -ECONNRESET)
 		return r;

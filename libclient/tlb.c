@@ -305,6 +305,8 @@ static int map_run(struct tlb *t, const struct tlb_run *run)
 		tlb_note_unmapped(t, page, nr);
 		return r;
 	}
+	if (flags & OS_MAP_WRITE && run->start < t->readonly.end && run->end > t->readonly.start)
+		t->readonly = (struct tlb_span){0};
 	tlb_note_mapped(t, page, nr,
 			(flags & OS_MAP_WRITE ? PROT_WRITE : 0) |
 				(flags & OS_MAP_EXEC ? PROT_EXEC : 0),
@@ -481,6 +483,17 @@ static void flush_wrprotect(struct tlb *t, uint64_t start, uint64_t end)
 	}
 }
 
+static void take_writing(struct tlb *t, uint64_t start, uint64_t end)
+{
+	if (start >= t->readonly.start && end <= t->readonly.end)
+		return;
+	if (tlb_ops(t)->wrprotects)
+		flush_wrprotect(t, start, end);
+	else
+		tlb_unmap(t, start, end);
+	t->readonly = (struct tlb_span){start, end};
+}
+
 static void apply(struct tlb *t, const struct arena_flush_entry *e)
 {
 	uint64_t start = MAX(ALIGN_DOWN(e->start, ARENA_PAGE_SIZE), t->base);
@@ -491,10 +504,10 @@ static void apply(struct tlb *t, const struct arena_flush_entry *e)
 		tlb_drop(t); /* ARENA_FLUSH_ALL, or one that this library does not know */
 	else if (start >= end)
 		return;
-	else if (e->op == ARENA_FLUSH_UNMAP || !tlb_ops(t)->wrprotects)
+	else if (e->op == ARENA_FLUSH_UNMAP)
 		tlb_unmap(t, start, end);
 	else
-		flush_wrprotect(t, start, end);
+		take_writing(t, start, end);
 }
 
 /*
@@ -545,6 +558,14 @@ uint64_t tlb_flush(struct tlb *t, bool blocked)
 
 	tlb_unlock(t, mask, blocked);
 	return seq;
+}
+
+void tlb_take_writing(struct tlb *t, uint64_t start, uint64_t end)
+{
+	uint64_t mask = tlb_lock(t, false);
+
+	take_writing(t, start, end);
+	tlb_unlock(t, mask, false);
 }
 
 bool tlb_ack(struct tlb *t, uint64_t seq)

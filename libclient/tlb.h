@@ -77,6 +77,11 @@ struct tlb_slot {
 	ino_t ino;  /* the lock */
 };
 
+/* Addresses; empty: start == end. */
+struct tlb_span {
+	uint64_t start, end;
+};
+
 struct tlb {
 	const struct tlb_ops *ops; /* NULL: tlb_reservation_ops */
 	uint64_t base, size;       /* the window */
@@ -96,10 +101,11 @@ struct tlb {
 	/* kernel mappings that the trap left where nothing is mapped, at most: see stale.c */
 	uint64_t nr_stale, *stale;
 	uint64_t stale_ready[NOTE_CHUNKS_MAX / 64];
-	uint64_t left_out; /* a leaf that no run of others takes along; 0: none */
-	uint32_t crowded;  /* misses that shall still have pages gathered; without a lock */
-	uint64_t max_maps; /* drop everything above this estimate */
-	uint64_t applied;  /* flushes done; read without the lock, too */
+	struct tlb_span readonly; /* nothing here is mapped with PROT_WRITE, as was found last */
+	uint64_t left_out;        /* a leaf that no run of others takes along; 0: none */
+	uint32_t crowded;         /* misses that shall still have pages gathered; without a lock */
+	uint64_t max_maps;        /* drop everything above this estimate */
+	uint64_t applied;         /* flushes done; read without the lock, too */
 	uint64_t ready[NOTE_CHUNKS_MAX / 64]; /* chunks of notes that have memory */
 };
 
@@ -206,11 +212,6 @@ enum tlb_result {
 	TLB_MISS = 1,  /* the entry is absent or forbids it: the daemon's business */
 };
 
-/* Addresses; empty: start == end. */
-struct tlb_span {
-	uint64_t start, end;
-};
-
 /*
  * Under the lock: map what `addr` needs. enum tlb_result, or -errno if it cannot be mapped.
  * *holes (may be NULL): leaves that the host does not back yet, from addr's on; see tlb_back_holes().
@@ -229,6 +230,11 @@ void tlb_drop(struct tlb *t);
 void tlb_unmap(struct tlb *t, uint64_t start, uint64_t end);
 /* Takes the lock: apply the ring up to its head and return that number. */
 uint64_t tlb_flush(struct tlb *t, bool blocked);
+/*
+ * Takes the lock: whole pages of the window lose the right to write that their entries may still give. That
+ * is always allowed: who writes there has them mapped again.
+ */
+void tlb_take_writing(struct tlb *t, uint64_t start, uint64_t end);
 /* Every flush up to `seq` is done: tell the daemon. True: it wants to hear the doorbell. */
 bool tlb_ack(struct tlb *t, uint64_t seq);
 /* Descriptor of a slot, -1 if there is none. */

@@ -43,6 +43,7 @@ struct fixture {
 	uint64_t pte[NR_PAGES]; /* 0: none; pfn is that of the page */
 	bool leaf[NR_PAGES];
 	bool mapped[NR_PAGES], writable[NR_PAGES], executable[NR_PAGES];
+	unsigned taken_first, taken_nr; /* the pages of the last tlb_take_writing() */
 };
 
 static struct fixture *f;
@@ -459,14 +460,49 @@ static void flush_now(void)
 	assert_true(f->tlb.channel->flush_ack == seq);
 }
 
+static void random_range(unsigned *first, unsigned *nr)
+{
+	*first = (unsigned)prng_below(&prng, NR_PAGES);
+	*nr = (unsigned)prng_below(&prng, prng_below(&prng, 2) ? 40 : 3000) + 1;
+	*nr = MIN(*nr, NR_PAGES - *first);
+}
+
+static void check_range(unsigned first, unsigned nr)
+{
+	check_page(first);
+	check_page(first + nr / 2);
+	check_page(first + nr - 1);
+	if (first)
+		check_page(first - 1);
+	if (first + nr < NR_PAGES)
+		check_page(first + nr);
+}
+
+/* What a caller does before the flush comes; it is kept for a flush of the same. */
+static void random_take_writing(void)
+{
+	unsigned first, nr;
+
+	random_range(&first, &nr);
+	tlb_take_writing(&f->tlb, address_of(first), address_of(first + nr));
+	memset(f->writable + first, 0, nr * sizeof(f->writable[0]));
+	f->taken_first = first;
+	f->taken_nr = nr;
+	check_range(first, nr);
+}
+
 /* Take a range, or its write right, and sometimes the table with it. */
 static void random_flush(void)
 {
-	unsigned first = (unsigned)prng_below(&prng, NR_PAGES);
-	unsigned nr = (unsigned)prng_below(&prng, prng_below(&prng, 2) ? 40 : 3000) + 1;
+	unsigned first, nr;
 	bool unmap = prng_below(&prng, 2);
 
-	nr = MIN(nr, NR_PAGES - first);
+	random_range(&first, &nr);
+	if (f->taken_nr && prng_below(&prng, 2)) {
+		first = f->taken_first;
+		nr = f->taken_nr;
+		unmap = false;
+	}
 	post(f->tlb.channel->flush_head + 1, address_of(first),
 	     address_of(first) + nr * ARENA_PAGE_SIZE,
 	     unmap ? ARENA_FLUSH_UNMAP : ARENA_FLUSH_WRPROTECT);
@@ -476,13 +512,7 @@ static void random_flush(void)
 		if (unmap)
 			f->mapped[i] = f->executable[i] = false;
 	}
-	check_page(first);
-	check_page(first + nr / 2);
-	check_page(first + nr - 1);
-	if (first)
-		check_page(first - 1);
-	if (first + nr < NR_PAGES)
-		check_page(first + nr);
+	check_range(first, nr);
 }
 
 static void refills_and_flushes(void **state)
@@ -494,8 +524,10 @@ static void refills_and_flushes(void **state)
 	for (int i = 0; i < 4000; i++) {
 		if (prng_below(&prng, 3))
 			random_refill();
-		else
+		else if (prng_below(&prng, 4))
 			random_flush();
+		else
+			random_take_writing();
 		if (i % 100 == 0) {
 			check_notes();
 			maps = kernel_maps();
