@@ -345,9 +345,11 @@ int daemon_setup(void **state)
 
 void expect_all_frames_back(struct test_daemon *d)
 {
+	/* Workers that are killed on a busy machine may each live too short to let go of much. */
+	unsigned patience = d->killer > 0 ? 10 : 1;
 	char *check;
 
-	if (daemon_await_free(d, d->free_before, 2000 * SLOWNESS) == UINT64_MAX) {
+	if (daemon_await_free(d, d->free_before, 2000 * SLOWNESS * patience) == UINT64_MAX) {
 		char *clients = daemon_read(d, CLIENTS_PATH);
 		char *segments = daemon_read(d, SEGMENTS_PATH);
 
