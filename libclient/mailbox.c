@@ -5,7 +5,8 @@
  * A call takes a mailbox, packs the request into it, and spins a little for the reply before it
  * sleeps: a daemon that is polling answers in about a microsecond, one that has to be woken takes
  * tens. How long to spin follows how long replies took lately; a spin in vain halves it, and every
- * 16th call spins in full to notice that things got better. On one CPU nobody spins.
+ * 16th call spins in full to notice that things got better. Who sees that his request was taken spins on for a
+ * while: see spin_while_served(). On one CPU nobody spins.
  *
  * A trap may come in the middle of another call of the same thread, so nothing here is a lock:
  * mailboxes are bits of a word, taken by compare-and-swap.
@@ -22,6 +23,7 @@
 #define SPIN_MAX 800u
 #define SPIN_MIN 20u
 #define SPIN_PROBE 16u
+#define SPIN_SERVED 3200u
 
 #define RELEASE_MAILBOX (ARENA_NR_MAILBOXES - 2)
 
@@ -104,12 +106,32 @@ static bool spin_for_reply(struct mailboxes *m, struct arena_mailbox *box, uint6
 	return false;
 }
 
-static int wait_for_reply(struct arena *a, struct arena_mailbox *box, uint64_t id)
+/*
+ * The daemon has taken the request while we were running: so it runs on another CPU and is at it now. To be woken
+ * there would take as long again as most calls do.
+ */
+static bool spin_while_served(const struct arena *a, int nr)
 {
+	const struct arena_channel_header *ch = a->tlb.channel;
+	const struct arena_mailbox *box = &a->mail.box[nr];
+
+	for (uint32_t i = 0; i < SPIN_SERVED; i++) {
+		if (load_acquire(&box->state) == ARENA_MAILBOX_REPLY)
+			return true;
+		if (load_relaxed(&ch->pending) & UINT64_C(1) << nr)
+			return false;
+		__builtin_ia32_pause();
+	}
+	return false;
+}
+
+static int wait_for_reply(struct arena *a, int nr, uint64_t id)
+{
+	struct arena_mailbox *box = &a->mail.box[nr];
 	uint32_t state = ARENA_MAILBOX_REQUEST;
 	uint64_t deadline;
 
-	if (spin_for_reply(&a->mail, box, id))
+	if (spin_for_reply(&a->mail, box, id) || (os_nr_cpus() > 1 && spin_while_served(a, nr)))
 		return 0;
 	__atomic_compare_exchange_n(&box->state, &state, ARENA_MAILBOX_REQUEST_WAIT, false,
 				    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
@@ -159,7 +181,7 @@ static int exchange(struct arena *a, int nr, Arena__Request *request, struct mai
 	send_request(a, nr);
 	if (w.fn)
 		w.fn(a, w.arg);
-	r = wait_for_reply(a, box, id);
+	r = wait_for_reply(a, nr, id);
 	if (r < 0)
 		return r;
 	if (box->request_id != id || box->len > sizeof(box->payload))
