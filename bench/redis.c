@@ -283,7 +283,7 @@ void bench_redis(const struct bench *b)
 		return;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
-		for (unsigned arena = 0; arena < 2; arena++)
+		for (unsigned arena = 0; arena < SERVER_NR; arena++)
 			row_series(i, arena);
 	daemon_start(&d, b, BENCH_GIB / 2);
 	for (unsigned i = 0; i < SERVER_NR; i++) {

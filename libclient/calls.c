@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 
-#include "base/faultpoint.h"
 #include "base/os.h"
 #include "base/util.h"
 #include "libclient/calls.h"
@@ -335,8 +334,7 @@ static void take_writing(struct arena *a, void *arg)
 	uint64_t len = ALIGN_UP(call->length, ARENA_PAGE_SIZE);
 
 	if (len >= call->length && IS_ALIGNED(call->address, ARENA_PAGE_SIZE) &&
-	    client_in_window(a, call->address, len) && !client_on_window_memory(a) &&
-	    !faultpoint("client.snapshot.early"))
+	    client_in_window(a, call->address, len) && !client_on_window_memory(a))
 		tlb_take_writing(&a->tlb, call->address, call->address + len);
 }
 

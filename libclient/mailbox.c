@@ -93,8 +93,6 @@ static bool spin_for_reply(struct mailboxes *m, struct arena_mailbox *box, uint6
 	uint32_t usual = load_relaxed(&m->spin);
 	uint32_t limit = id % SPIN_PROBE ? MIN(2 * usual + SPIN_MIN, SPIN_MAX) : SPIN_MAX;
 
-	if (os_nr_cpus() == 1)
-		return false;
 	for (uint32_t i = 0; i < limit; i++) {
 		if (load_acquire(&box->state) == ARENA_MAILBOX_REPLY) {
 			store_relaxed(&m->spin, usual + i / 4 - usual / 4);
@@ -131,7 +129,7 @@ static int wait_for_reply(struct arena *a, int nr, uint64_t id)
 	uint32_t state = ARENA_MAILBOX_REQUEST;
 	uint64_t deadline;
 
-	if (spin_for_reply(&a->mail, box, id) || (os_nr_cpus() > 1 && spin_while_served(a, nr)))
+	if (os_nr_cpus() > 1 && (spin_for_reply(&a->mail, box, id) || spin_while_served(a, nr)))
 		return 0;
 	__atomic_compare_exchange_n(&box->state, &state, ARENA_MAILBOX_REQUEST_WAIT, false,
 				    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
